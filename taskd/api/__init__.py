@@ -1,0 +1,1 @@
+"""World 4, local clients: HTTP and JSON on the Unix socket."""

@@ -1,0 +1,131 @@
+"""What the API asks of the daemon behind it. The shell implements this; tests of the API bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeView, Ready
+from taskd.core.effects import Change
+from taskd.core.events import NewTask
+from taskd.core.task import TaskRow
+from taskd.store.base import Query
+
+
+class Caller(Struct, frozen=True):
+    """Who makes a request: a user of the machine whose socket was used."""
+
+    user: str
+    is_admin: bool  # root, the daemon's own user, a member of taskd-admin
+
+
+class ApiRequest(Struct, frozen=True):
+    """A request, whether it came over the socket or was relayed by another node. `path` has no query."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    caller: Caller
+    body: bytes = b""
+
+
+class ApiResponse(Struct, frozen=True):
+    """An answer: a body, or a stream of body parts to be passed on as they come."""
+
+    status: int = 200
+    content_type: str = "application/json"
+    body: bytes = b""
+    stream: AsyncIterator[bytes] | None = None
+
+
+class Service(Protocol):
+    """The daemon as the API sees it."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node is the leader, so that it answers itself."""
+
+    async def relay(self, request: ApiRequest) -> ApiResponse:
+        """Have the leader answer. Raises NoLeader, Unavailable."""
+
+    def now_s(self) -> float:
+        """UTC, seconds."""
+
+    def new_task_id(self) -> bytes:
+        """A fresh UUIDv7."""
+
+    # The following are only called while `leads`.
+
+    def check_params(self, type: str, params: bytes) -> None:
+        """Raises InvalidRequest(field="params...") where handlers of this type are known and none takes these params."""
+
+    async def submit(self, tasks: list[NewTask]) -> set[bytes]:
+        """Take all or none, durably; returns the ids that were known before. Raises Overloaded, DiskFull, NoLeader."""
+
+    async def cancel(self, ids: list[bytes]) -> list[bytes]:
+        """Want these cancelled; returns those that were unfinished."""
+
+    async def drain(self, node_id: int, reason: str | None) -> None:
+        """Give a node no new tasks (`reason`), or use it again (None). Raises NotFound."""
+
+    def rows(self, ids: list[bytes]) -> list[TaskRow]:
+        """Durable state of those that exist, in the order asked; up to 1,000 ids."""
+
+    async def list(self, query: Query) -> list[TaskRow]:
+        """One page of tasks, newest first."""
+
+    async def ending_in(self, suffix: str, limit: int) -> list[bytes]:
+        """Ids that end in these hexadecimal digits."""
+
+    async def newest(self, owner: str) -> bytes | None:
+        """The newest task of a user."""
+
+    def watch(self, ids: list[bytes]) -> Watch:
+        """Hear when these tasks end, those that have ended included. Close it when done."""
+
+    def explain(self, id: bytes) -> Explanation | None:
+        """Why a task stands where it stands; None for one that is not held in memory (finished or unknown)."""
+
+    def output(
+        self, id: bytes, attempt: int, worker: int, stream: str, offset: int, follow: bool
+    ) -> AsyncIterator[bytes]:
+        """The bytes a task wrote (`stdout` or `stderr`) from `offset` on; with `follow` until the attempt has ended."""
+
+    def nodes(self) -> list[NodeView]:
+        """All known nodes."""
+
+    def node_name(self, node_id: int) -> str:
+        """A node's name, or its id as text where it is not known."""
+
+    def handlers(self) -> list[HandlerView]:
+        """All types of handlers on offer."""
+
+    def events(self) -> AsyncIterator[EventView]:
+        """Everything that changes from now on, until closed. A reader that falls 10,000 behind is ended."""
+
+    # Answered by any node.
+
+    def cluster(self) -> ClusterView:
+        """The cluster as this node knows it."""
+
+    def ready(self) -> Ready:
+        """Whether this node serves."""
+
+    def metrics(self) -> bytes:
+        """This node's figures in the Prometheus text format."""
+
+
+class Watch(Protocol):
+    """Waits for tasks to end."""
+
+    async def next(self, timeout_s: float) -> list[Change]:
+        """Those that ended since the last call, at least one; empty when the time is up."""
+
+    @property
+    def open(self) -> int:
+        """How many have not ended yet. Unknown ids never count."""
+
+    def close(self) -> None:
+        """Stop waiting."""

@@ -1,0 +1,326 @@
+"""The JSON of the local API: what requests may hold and what answers look like. The OpenAPI text is made from these.
+
+Task ids are written as UUIDs. Times are UTC seconds since 1970 in answers; requests also take ISO 8601. Durations are
+seconds or text such as "1h30m", sizes bytes or text such as "2GiB".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from taskd.core.task import PRIORITY_MAX, RETRIES_MAX
+
+Name = Annotated[str, Meta(max_length=255)]
+Duration = Annotated[float, Meta(ge=0, le=10 * 366 * 86400)] | Annotated[str, Meta(max_length=64)]
+Size = Annotated[int, Meta(ge=0, le=1 << 50)] | Annotated[str, Meta(max_length=64)]
+Instant = Annotated[float, Meta(ge=0, le=1e11)] | Annotated[str, Meta(max_length=64)]
+Amount = Annotated[float, Meta(ge=0, le=1_000_000)]
+
+
+class Wire(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """A JSON object of the API."""
+
+
+# -- Requests ----------------------------------------------------------------------------------------------------------
+
+
+class HttpTarget(Wire):
+    """The microservice that an `http` task calls."""
+
+    url: Annotated[str, Meta(max_length=8192, pattern="^https?://")]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
+    headers: dict[Name, Annotated[str, Meta(max_length=8192)]] = {}
+    expect_status: tuple[Annotated[int, Meta(ge=100, le=599)], ...] = ()
+
+
+class BackoffRequest(Wire):
+    """The wait before the next attempt: initial x factor^(n-1), at most max, give or take jitter (0..1) of itself."""
+
+    initial: Duration = 1.0
+    factor: Annotated[float, Meta(ge=1, le=100)] = 2.0
+    max: Duration = 300.0
+    jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
+
+
+class Submission(Wire):
+    """One task to run. `type` is `command` (give argv or shell), `http` (give http), or a handler's type (give params)."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=255)] = "command"
+    argv: tuple[str, ...] = ()
+    shell: str = ""
+    http: HttpTarget | None = None
+    params: msgspec.Raw = msgspec.Raw()
+    id: Annotated[str, Meta(max_length=36)] = ""  # a UUID of the client's own: sending it again makes no second task
+    name: Name = ""
+    queue: Annotated[str, Meta(min_length=1, max_length=255)] = "default"
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    cpus: Amount = 0.0
+    memory: Size = 0
+    gpus: Amount = 0.0
+    resources: dict[Name, Amount] = {}
+    constraints: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    delay: Duration = 0.0
+    at: Instant = 0.0
+    deadline: Duration = 0.0  # from submission: must have begun by then
+    timeout: Duration = 0.0
+    grace: Duration = 5.0
+    retries: Annotated[int, Meta(ge=0, le=RETRIES_MAX)] = 0
+    backoff: BackoffRequest = BackoffRequest()
+    on_lost: Literal["retry", "fail"] = "retry"
+    env: dict[Name, str] = {}
+    cwd: Annotated[str, Meta(max_length=4096)] = ""
+    labels: Annotated[dict[Name, Name], Meta(max_length=64)] = {}
+
+
+class Selection(Wire):
+    """Tasks by id (or an unambiguous end of one, or `last`), or by what they have in common."""
+
+    ids: tuple[Name, ...] = ()
+    states: tuple[Name, ...] = ()
+    queues: tuple[Name, ...] = ()
+    types: tuple[Name, ...] = ()
+    labels: dict[Name, Name] = {}
+
+
+class WaitRequest(Wire):
+    """Wait until these tasks have ended, at most `timeout` seconds. With `stream`, each is sent as a line when it ends."""
+
+    ids: tuple[Name, ...]
+    timeout: Annotated[float, Meta(ge=0, le=86400)] = 30.0
+    stream: bool = False
+
+
+class DrainRequest(Wire):
+    """Why a node is to get no new tasks."""
+
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+
+
+# -- Answers -----------------------------------------------------------------------------------------------------------
+
+
+class Accepted(Wire):
+    """The tasks taken, in the order of the request. `durability`: on how many disks they are, `local` or `replicated`."""
+
+    ids: list[str]
+    durability: Literal["local", "replicated"] = "local"
+    existing: int = 0  # how many of them were already known, by their id
+
+
+class ErrorView(Wire):
+    """Why an attempt failed."""
+
+    type: str
+    message: str = ""
+    traceback: str = ""
+
+
+class AttemptView(Wire, omit_defaults=False):
+    """One attempt of a task. `outcome` is null while it is open."""
+
+    number: int
+    worker: int
+    worker_name: str
+    dispatched: float
+    started: float | None
+    ended: float | None
+    outcome: str | None
+    fence: str  # the fencing token, as in the task's environment
+    exit_code: int | None = None
+    signal: int | None = None
+    error: ErrorView | None = None
+    reason: str = ""
+    stdout_tail: str = ""
+    stderr_tail: str = ""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    memory_peak_bytes: int = 0
+    cpu_s: float = 0.0
+
+
+class TaskResult(Wire, omit_defaults=False):
+    """How a task ended: what `result`, `wait` and submissions with `wait` answer. `result` is any JSON."""
+
+    id: str
+    state: str
+    result: msgspec.Raw | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    error: ErrorView | None = None
+    reason: str = ""
+    attempts: int = 0
+
+
+class TaskView(Wire, omit_defaults=False):
+    """A task as lists show it."""
+
+    id: str
+    type: str
+    name: str
+    state: str
+    queue: str
+    priority: int
+    owner: str
+    submitted: float
+    changed: float
+    finished: float | None
+    attempt: int  # how many attempts there have been
+    worker: int | None  # of the newest attempt
+    worker_name: str | None
+    started: float | None
+    exit_code: int | None
+    reason: str
+    labels: dict[str, str]
+    command: str  # the command line, URL, or handler type, shortened, for people
+
+
+class TaskDetail(TaskView):
+    """A task in full."""
+
+    argv: list[str] = []
+    shell: str = ""
+    http: HttpTarget | None = None
+    params: msgspec.Raw | None = None
+    env: dict[str, str] = {}
+    cwd: str = ""
+    resources: dict[str, float] = {}  # memory in bytes
+    constraints: list[str] = []
+    not_before: float | None = None
+    deadline: float | None = None
+    timeout: float = 0.0
+    grace: float = 0.0
+    retries: int = 0
+    backoff: BackoffRequest | None = None
+    on_lost: str = "retry"
+    retry_of: str | None = None
+    due: float | None = None  # when it is tried next, while it waits for a time
+    signal: int | None = None
+    error: ErrorView | None = None
+    result: msgspec.Raw | None = None
+    attempts: list[AttemptView] = []
+
+
+class TaskPage(Wire, omit_defaults=False):
+    """One page of tasks, newest first. `cursor` asks for the next one; null at the end."""
+
+    tasks: list[TaskView]
+    cursor: str | None
+
+
+class Acted(Wire, omit_defaults=False):
+    """How many tasks a call acted on, and their ids (the new ones, for `retry`)."""
+
+    ids: list[str]
+
+
+class NodeFit(Wire, omit_defaults=False):
+    """Why one node does not take a task just now. `ever`: whether it could when idle."""
+
+    node_id: int
+    name: str
+    fits: bool
+    ever: bool
+    why: str
+
+
+class Explanation(Wire, omit_defaults=False):
+    """Why a task stands where it stands. `reason` is one of a fixed set of words; `text` says it to people."""
+
+    id: str
+    state: str
+    reason: str
+    text: str
+    position: int | None  # how many ready tasks come first
+    until: float | None  # when that changes by itself, where that is known
+    nodes: list[NodeFit]
+
+
+class NodeView(Wire, omit_defaults=False):
+    """One node of the cluster, as the leader sees it."""
+
+    node_id: int
+    name: str
+    roles: list[str]
+    state: str  # up, draining, drained, lost
+    is_leader: bool
+    version: str
+    address: str
+    slots: int
+    running: int
+    waiting: int  # handed to it, not begun
+    capacity: dict[str, float]
+    used: dict[str, float]
+    labels: dict[str, str]
+    types: list[str]
+    clock_offset_s: float | None
+    round_trip_s: float | None
+    drain_reason: str
+    seen: float
+
+
+class ClusterView(Wire, omit_defaults=False):
+    """The cluster in one look, from the node that answers."""
+
+    cluster: str
+    node_id: int  # of the node that was asked
+    name: str
+    roles: list[str]
+    leader: int | None
+    leader_name: str | None
+    term: int | None
+    health: Literal["ok", "degraded", "down"]
+    why: str
+    durability: Literal["local", "replicated"]
+    schedulers: int
+    workers: int
+    slots: int
+    running: int
+    tasks: dict[str, int]  # by state, unfinished ones
+    version: str
+
+
+class HandlerView(Wire, omit_defaults=False):
+    """A type of task, what its params must look like (JSON Schema), and who runs it."""
+
+    type: str
+    summary: str
+    version: str
+    schema: msgspec.Raw
+    nodes: list[int]
+
+
+class EventView(Wire, omit_defaults=False):
+    """One line of the event stream: a task or a node changed."""
+
+    kind: str  # task.queued, task.running, task.succeeded, …, node.up, node.lost, leader.changed
+    at: float
+    id: str = ""
+    node_id: int | None = None
+    detail: str = ""
+
+
+class Ready(Wire, omit_defaults=False):
+    """Whether this node serves: a leader is known and it answers."""
+
+    ready: bool
+    why: str
+
+
+class ErrorBody(Wire):
+    """What was wrong, where, and what to do."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class ErrorAnswer(Wire):
+    """The form of every error."""
+
+    error: ErrorBody
+
+
+JsonValue = Any

@@ -1,0 +1,135 @@
+"""What happened, past tense: everything that a Node is told. The shell makes these; the core decides what follows."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from taskd.core.task import NodeRow, TaskRow, TaskSpec
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, Message, NodeInfo, Offer, Term
+
+
+class Event(Struct, frozen=True):
+    """Something that happened outside the core."""
+
+
+# -- The disk ----------------------------------------------------------------------------------------------------------
+
+
+class Loaded(Event):
+    """A scheduler's database was read at start: the greatest term seen, all unfinished tasks, the known nodes."""
+
+    term: Term | None
+    tasks: list[TaskRow]
+    nodes: list[NodeRow]
+
+
+class JournalLoaded(Event):
+    """A worker's journal was read at start: the greatest term obeyed, attempts that the last process left open (now
+    dead), and outcomes that no leader has acknowledged."""
+
+    term: Term | None
+    interrupted: list[AttemptKey]
+    unacknowledged: list[AttemptEnded]
+
+
+class Committed(Event):
+    """The commit `seq` is durable."""
+
+    seq: int
+
+
+class CommitFailed(Event):
+    """The commit `seq` is not known to be durable: nobody may act on it any more."""
+
+    seq: int
+    reason: str
+
+
+# -- Other nodes -------------------------------------------------------------------------------------------------------
+
+
+class PeerUp(Event):
+    """An authenticated connection to `node` is open and its hello was good."""
+
+    node: NodeInfo
+
+
+class PeerDown(Event):
+    """The connection is gone. `is_orderly`: the peer said Goodbye."""
+
+    node_id: int
+    reason: str
+    is_orderly: bool = False
+
+
+class Received(Event):
+    """Messages from a peer, in order, none of the session's own (Hello, Ping, Pong, Goodbye) and no relayed calls."""
+
+    node_id: int
+    messages: list[Message]
+
+
+# -- Task processes ----------------------------------------------------------------------------------------------------
+
+
+class Progressed(Event):
+    """Attempts that the runners began, then attempts that ended. `started` leaves out those that ended at once."""
+
+    started: list[AttemptStarted]
+    ended: list[AttemptEnded]
+
+
+# -- Local clients -----------------------------------------------------------------------------------------------------
+
+
+class NewTask(Struct, frozen=True, gc=False):
+    """One task of a submission: the id, the spec and its msgpack."""
+
+    id: bytes
+    spec: TaskSpec
+    spec_bytes: bytes
+
+
+class Submitted(Event):
+    """A client wants tasks run: all are taken or none. Answered by Reply(call, list of ids taken earlier)."""
+
+    call: int
+    tasks: list[NewTask]
+
+
+class CancelWanted(Event):
+    """A client wants these tasks cancelled. Unknown or finished ids are passed over."""
+
+    call: int
+    ids: list[bytes]
+
+
+class DrainWanted(Event):
+    """A node is to finish what it runs and get nothing new (`reason`), or to be used again (None)."""
+
+    call: int
+    node_id: int
+    reason: str | None
+
+
+# -- The node itself ---------------------------------------------------------------------------------------------------
+
+
+class OfferChanged(Event):
+    """What this worker offers has changed."""
+
+    offer: Offer
+
+
+class ClockRead(Event):
+    """What to add to the monotonic `now` to get UTC; told at start and whenever the clock was set."""
+
+    utc_offset_s: float
+
+
+class Ticked(Event):
+    """A deadline may have come."""
+
+
+class StopWanted(Event):
+    """Stop in good order: give back what has not begun, end what runs, tell the peers."""

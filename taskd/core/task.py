@@ -1,0 +1,282 @@
+"""A task: what was asked for (TaskSpec), what became of it (Task), and the only place where a state changes (move).
+
+Times are UTC seconds since 1970, durations seconds, memory bytes. Resource amounts inside the core are integers in
+thousandths (`units`), so that sums stay exact; memory too, in thousandths of a byte.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from taskd.protocol.messages import AttemptKey, Term
+
+PARAMS_BYTES_MAX = 1 << 20
+RESULT_BYTES_MAX = 1 << 20
+OUTPUT_TAIL_BYTES = 64 << 10
+PRIORITY_MAX = 1_000_000
+RETRIES_MAX = 10_000
+REPORTS_KEPT = 10  # Attempts whose full report stays in the record; of earlier ones the outcome and times remain.
+LOST_MAX = 3  # A task lost this often is taken for the cause: it fails instead of killing one worker after another.
+
+
+class TaskState(IntEnum):
+    """Where a task stands. The numbers are stored: never reuse one. From SUCCEEDED on a state is final."""
+
+    SCHEDULED = 1  # waiting for its time
+    QUEUED = 3
+    ASSIGNED = 5  # handed to a worker, not begun
+    RUNNING = 6
+    RETRYING = 7  # waiting for its next attempt
+    CANCELLING = 8  # cancel wanted, an attempt still open
+    SUCCEEDED = 20
+    FAILED = 21
+    CANCELLED = 22
+    TIMED_OUT = 23
+    EXPIRED = 24  # its deadline to begin has passed
+
+    @property
+    def is_final(self) -> bool:
+        return self >= TaskState.SUCCEEDED
+
+    @property
+    def word(self) -> str:
+        """As users read and write it."""
+        return self.name.lower()
+
+
+_S = TaskState
+FINAL = frozenset(state for state in TaskState if state.is_final)
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    _S.SCHEDULED: frozenset({_S.QUEUED, _S.CANCELLED, _S.EXPIRED}),
+    _S.QUEUED: frozenset({_S.ASSIGNED, _S.CANCELLED, _S.EXPIRED}),
+    # Back to QUEUED: taken back unstarted, or lost with a worker. A result can arrive before the word that it began.
+    _S.ASSIGNED: frozenset({_S.RUNNING, _S.QUEUED, _S.RETRYING, _S.CANCELLING, _S.CANCELLED}) | FINAL,
+    _S.RUNNING: frozenset({_S.QUEUED, _S.RETRYING, _S.CANCELLING}) | FINAL,
+    _S.RETRYING: frozenset({_S.QUEUED, _S.CANCELLED, _S.EXPIRED}),
+    # A success that came first wins over the wish to cancel.
+    _S.CANCELLING: FINAL,
+    **dict.fromkeys(FINAL, frozenset()),
+}
+
+
+class Outcome(IntEnum):
+    """How one attempt ended. The numbers are stored: never reuse one."""
+
+    OK = 0
+    EXIT_NONZERO = 1
+    EXCEPTION = 2  # a handler raised, or an HTTP service answered with an error
+    SIGNAL = 3  # ended by a signal
+    OOM = 4  # killed for want of memory
+    TIMEOUT = 5
+    LOST = 6  # its worker is gone
+    SPAWN_FAILED = 7  # could not be started
+    PREEMPTED = 8  # given back before it began
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+class HttpCall(Struct, frozen=True, omit_defaults=True):
+    """A call to a microservice. The body is the task's params as JSON; the answer's JSON body is the result."""
+
+    url: str
+    method: str = "POST"
+    headers: dict[str, str] = {}
+    # Which answers count as success; by default 200-299.
+    expect_status: tuple[int, ...] = ()
+
+
+class Backoff(Struct, frozen=True, omit_defaults=True):
+    """The wait before attempt n + 1: initial_s x factor^(n-1), at most max_s, give or take `jitter` (0..1) of itself."""
+
+    initial_s: float = 1.0
+    factor: float = 2.0
+    max_s: float = 300.0
+    jitter: float = 0.1
+
+
+class TaskSpec(Struct, frozen=True, omit_defaults=True):
+    """What was asked for. Written once, never changed; its msgpack travels and is stored as it is."""
+
+    type: str  # "command", "http", or the type of a registered handler
+    name: str = ""
+    queue: str = "default"
+    priority: int = 0  # higher first
+    owner: str = ""  # user who submitted it
+    submitted_s: float = 0.0
+    # What to run: argv or shell for commands, http for calls, params (JSON text) for handlers and calls.
+    argv: tuple[str, ...] = ()
+    shell: str = ""
+    http: HttpCall | None = None
+    params: bytes = b""
+    env: dict[str, str] = {}
+    cwd: str = ""
+    # Where: amounts in thousandths; cpus 0 means "one slot's share".
+    resources: dict[str, int] = {}
+    constraints: tuple[str, ...] = ()
+    # When.
+    not_before_s: float = 0.0
+    deadline_s: float = 0.0  # must have begun by then; 0: none
+    timeout_s: float = 0.0  # of one attempt; 0: none
+    grace_s: float = 5.0  # between TERM and KILL
+    # Again?
+    retries: int = 0
+    backoff: Backoff = Backoff()
+    on_lost: Literal["retry", "fail"] = "retry"
+    labels: dict[str, str] = {}
+    retry_of: bytes = b""  # id of the task that this one repeats by hand
+
+
+class ErrorInfo(Struct, frozen=True, omit_defaults=True):
+    """Why an attempt failed, for people: e.g. type "ValueError", the message, and a traceback."""
+
+    type: str
+    message: str = ""
+    traceback: str = ""
+
+
+class Report(Struct, frozen=True, omit_defaults=True):
+    """What an attempt left behind. Text of commands is raw bytes; tails are the last OUTPUT_TAIL_BYTES of each stream."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    result: bytes = b""  # JSON text
+    error: ErrorInfo | None = None
+    stdout_tail: bytes = b""
+    stderr_tail: bytes = b""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    memory_peak_bytes: int = 0
+    cpu_s: float = 0.0
+
+
+class Attempt(Struct, array_like=True):
+    """One attempt as the leader records it. `outcome` is None while it is open."""
+
+    number: int
+    term: Term
+    lsn: int
+    worker: int  # node id
+    dispatched_s: float
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    outcome: Outcome | None = None
+    report: bytes = b""  # msgpack of a Report
+    reason: str = ""  # why it was lost, in words
+
+    @property
+    def is_open(self) -> bool:
+        return self.outcome is None
+
+
+class Record(Struct, array_like=True):
+    """The part of a task that changes and is stored as one value beside the spec."""
+
+    attempts: list[Attempt]
+    cancel_wanted: bool = False
+    due_s: float = 0.0  # when a SCHEDULED or RETRYING task becomes ready
+    reason: str = ""  # why it ended so, where the attempts do not say it
+
+
+class TaskRow(Struct, array_like=True, frozen=True, gc=False):
+    """A task as it is stored and streamed. The plain columns are for listing; the whole truth is `spec` and `record`."""
+
+    id: bytes
+    state: int
+    priority: int
+    queue: str
+    type: str
+    name: str
+    owner: str
+    submitted_s: float
+    changed_s: float
+    finished_s: float  # 0 while it is not
+    # The commit of this row's last change.
+    epoch: int
+    node_id: int
+    boot: int
+    lsn: int
+    spec: bytes  # msgpack of a TaskSpec
+    record: bytes  # msgpack of a Record
+
+
+class NodeRow(Struct, array_like=True, frozen=True):
+    """What the cluster remembers of a node across restarts."""
+
+    node_id: int
+    name: str
+    roles: tuple[str, ...]
+    drain_reason: str | None  # None: not drained
+    seen_s: float
+
+
+class IllegalTransition(AssertionError):
+    """Our own bug: a state change that the table does not have."""
+
+
+class Task:
+    """A task that the leader holds in memory: its spec, its record, and where it stands."""
+
+    __slots__ = ("changed_s", "finished_s", "id", "key", "record", "shape", "spec", "spec_bytes", "state")
+
+    def __init__(self, id: bytes, spec: TaskSpec, spec_bytes: bytes, state: TaskState, record: Record) -> None:
+        self.id = id
+        self.spec = spec
+        self.spec_bytes = spec_bytes
+        self.state = state
+        self.record = record
+        self.changed_s = spec.submitted_s
+        self.finished_s = 0.0
+        self.key: AttemptKey | None = None  # of the open attempt
+        self.shape: object = None  # set by the queue: tasks of one shape fit the same workers
+
+    def move(self, state: TaskState, now_s: float) -> None:
+        """Change the state, at UTC `now_s`. The only place that does."""
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(f"task {self.id.hex()}: {self.state.name} -> {state.name}; record {self.record}")
+        self.state = state
+        self.changed_s = now_s
+        if state >= TaskState.SUCCEEDED:
+            self.finished_s = now_s
+
+    @property
+    def open_attempt(self) -> Attempt | None:
+        attempts = self.record.attempts
+        return attempts[-1] if attempts and attempts[-1].outcome is None else None
+
+    def row(self, term: Term, lsn: int) -> TaskRow:
+        """The row to store with commit `lsn` of `term`."""
+        spec = self.spec
+        return TaskRow(
+            self.id, int(self.state), spec.priority, spec.queue, spec.type, spec.name, spec.owner, spec.submitted_s,
+            self.changed_s, self.finished_s, term.epoch, term.node_id, term.boot, lsn, self.spec_bytes,
+            encode(self.record),
+        )  # fmt: skip
+
+    @classmethod
+    def from_row(cls, row: TaskRow) -> Task:
+        """The task again. Raises msgspec.DecodeError where the row is damaged."""
+        task = cls(row.id, decode_spec(row.spec), row.spec, TaskState(row.state), decode_record(row.record))
+        task.changed_s = row.changed_s
+        task.finished_s = row.finished_s
+        attempt = task.open_attempt
+        if attempt is not None:
+            task.key = AttemptKey(row.id, attempt.number, attempt.term, attempt.lsn)
+        return task
+
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_spec = msgspec.msgpack.Decoder(TaskSpec).decode
+decode_record = msgspec.msgpack.Decoder(Record).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+
+
+def units(amount: float) -> int:
+    """An amount in thousandths, rounded to the nearest."""
+    return round(amount * 1000)

@@ -1,0 +1,1 @@
+"""The shell: the only package that joins the core and the four worlds."""

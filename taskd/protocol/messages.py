@@ -1,0 +1,295 @@
+"""Every message between nodes: one tagged Struct each, and who may send it.
+
+Encoded as msgpack arrays `[tag, field, ...]`. Schemas are closed: an unknown tag, a missing or surplus field or a
+wrong type closes the connection. Ids of tasks are 16 bytes (UUIDv7); times are UTC seconds since 1970; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+PROTOCOL_VERSION = 1
+
+TaskId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+StoreId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Unsigned = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Name = Annotated[str, Meta(max_length=255)]
+Text = Annotated[str, Meta(max_length=4096)]
+Role = Literal["scheduler", "worker"]
+
+CHUNK_BYTES_MAX = 1 << 20  # Of one relayed body part: small enough that heartbeats pass between two of them.
+
+
+class Part(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A value inside messages."""
+
+
+class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False, tag=str.lower):
+    """A message of its own."""
+
+
+# -- Values ------------------------------------------------------------------------------------------------------------
+
+
+class Term(Part):
+    """One reign of one leader. Higher epoch is greater; at equal epochs the lower node id; `boot` makes it unrepeatable."""
+
+    epoch: Unsigned
+    node_id: Unsigned
+    boot: Unsigned
+
+    def rank(self) -> tuple[int, int, int]:
+        """The key to compare terms by: greater is newer."""
+        return (self.epoch, -self.node_id, self.boot)
+
+
+class AttemptKey(Part):
+    """Names one attempt of one task, once and for ever: the fencing token. `lsn` counts the commits of its term."""
+
+    task_id: TaskId
+    number: Unsigned  # 1 is the first attempt.
+    term: Term
+    lsn: Unsigned
+
+
+class NodeInfo(Part):
+    """Who a node says it is. `node_id` and `roles` must agree with its certificate."""
+
+    node_id: Unsigned
+    name: Name
+    roles: Annotated[tuple[Role, ...], Meta(min_length=1, max_length=2)]
+    store_id: StoreId
+    boot: Unsigned  # Random, new with every start of the process.
+    version: Name
+
+
+class HandlerInfo(Part):
+    """One Python handler that a worker offers. `schema` is the JSON Schema of its params, `{}` where it takes anything."""
+
+    type: Name
+    schema: Annotated[bytes, Meta(max_length=1 << 16)]
+    summary: Text = ""
+    version: Name = ""
+
+
+class Offer(Part):
+    """What a worker can run. Amounts are thousandths: 1500 of `cpus` are one and a half; memory is in bytes x 1000."""
+
+    slots: Unsigned
+    capacity: dict[Name, Unsigned]
+    labels: dict[Name, Name]
+    types: tuple[Name, ...]  # Built-in types: command, http.
+    handlers: tuple[HandlerInfo, ...] = ()
+
+
+class Assignment(Part):
+    """One attempt handed to a worker. `spec` is the msgpack of a core.task.TaskSpec, encoded once at submission."""
+
+    key: AttemptKey
+    spec: bytes
+
+
+class AttemptStarted(Part):
+    """A worker began an attempt."""
+
+    key: AttemptKey
+    started_s: float
+
+
+class AttemptEnded(Part):
+    """How an attempt ended. `outcome` is a core.task.Outcome, `report` the msgpack of a core.task.Report."""
+
+    key: AttemptKey
+    outcome: Annotated[int, Meta(ge=0, le=255)]
+    started_s: float  # 0 where it never began.
+    ended_s: float
+    report: bytes = b""
+
+
+# -- Both ways ---------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """The first message on a connection, both ways: nothing else counts before it."""
+
+    version: Unsigned
+    cluster: Name
+    node: NodeInfo
+
+
+class Ping(Message):
+    """Asks for a Pong; also says that the sender lives. `sent_s` is the sender's clock, UTC."""
+
+    number: Unsigned
+    sent_s: float
+
+
+class Pong(Message):
+    """Answers a Ping by its number; `sent_s` is the answering node's clock, from which skew is estimated."""
+
+    number: Unsigned
+    sent_s: float
+
+
+class Goodbye(Message):
+    """The sender is about to close, in good order: it will not come back on this connection."""
+
+    reason: Text
+
+
+class Request(Message):
+    """An API request relayed to the node that can answer it. `user` made it on the sender's socket; the body follows
+    in parts until `last`."""
+
+    call: Unsigned
+    user: Name
+    is_admin: bool
+    method: Annotated[str, Meta(max_length=8)]
+    target: Annotated[str, Meta(max_length=8192)]  # Path and query.
+    body: bytes
+    last: bool
+
+
+class RequestPart(Message):
+    """More of a Request's body."""
+
+    call: Unsigned
+    body: bytes
+    last: bool
+
+
+class Response(Message):
+    """The answer to a Request, first part."""
+
+    call: Unsigned
+    status: Annotated[int, Meta(ge=100, le=599)]
+    content_type: Name
+    body: bytes
+    last: bool
+
+
+class ResponsePart(Message):
+    """More of a Response's body."""
+
+    call: Unsigned
+    body: bytes
+    last: bool
+
+
+class Abandon(Message):
+    """The sender no longer wants (as caller) or can no longer give (as answerer) the rest of a call."""
+
+    call: Unsigned
+
+
+# -- Scheduler to all --------------------------------------------------------------------------------------------------
+
+
+class Leading(Message):
+    """Says whom the sender follows as the leader: itself with its own term, another, or nobody."""
+
+    term: Term | None
+
+
+# -- Worker to leader --------------------------------------------------------------------------------------------------
+
+
+class Register(Message):
+    """A worker's whole state, first thing to a leader: what it offers, which attempts it still holds (waiting or
+    running), and the greatest term it has obeyed. Outcomes not yet acknowledged follow as Finished."""
+
+    offer: Offer
+    held: tuple[AttemptKey, ...]
+    unacknowledged: tuple[AttemptKey, ...]
+    term: Term | None
+
+
+class Inventory(Message):
+    """Every attempt a worker holds, waiting, running or unacknowledged, after it handled `runs_seen` Run messages of
+    this registration. What the leader thinks is there and is not was lost."""
+
+    runs_seen: Unsigned
+    keys: tuple[AttemptKey, ...]
+
+
+class Started(Message):
+    """Attempts that began and are still running a moment later; short ones go straight to Finished."""
+
+    attempts: tuple[AttemptStarted, ...]
+
+
+class Finished(Message):
+    """Outcomes, sent again after every reconnect until acknowledged."""
+
+    attempts: tuple[AttemptEnded, ...]
+
+
+class Returned(Message):
+    """Attempts given back unstarted, on Recall or because the worker is stopping."""
+
+    keys: tuple[AttemptKey, ...]
+
+
+class Offering(Message):
+    """What the worker offers has changed (configuration, handlers)."""
+
+    offer: Offer
+
+
+# -- Leader to worker --------------------------------------------------------------------------------------------------
+
+
+class Registered(Message):
+    """The leader has taken the worker in. Attempts it held that the leader no longer wants follow as Cancel."""
+
+    term: Term
+
+
+class Run(Message):
+    """Attempts to run, in order of importance: the worker keeps what it cannot run yet by priority, then age."""
+
+    term: Term
+    assignments: tuple[Assignment, ...]
+
+
+class Cancel(Message):
+    """End these attempts: TERM, grace, KILL. Each is answered by Finished."""
+
+    term: Term
+    keys: tuple[AttemptKey, ...]
+
+
+class Recall(Message):
+    """Give these attempts back if they have not begun. Answered by Returned for those given back."""
+
+    term: Term
+    keys: tuple[AttemptKey, ...]
+
+
+class Acknowledged(Message):
+    """These outcomes are recorded: the worker may forget them."""
+
+    term: Term
+    keys: tuple[AttemptKey, ...]
+
+
+Any = (
+    Hello | Ping | Pong | Goodbye | Request | RequestPart | Response | ResponsePart | Abandon
+    | Leading | Register | Inventory | Started | Finished | Returned | Offering
+    | Registered | Run | Cancel | Recall | Acknowledged
+)  # fmt: skip
+
+_BOTH: frozenset[Role] = frozenset({"scheduler", "worker"})
+_WORKER: frozenset[Role] = frozenset({"worker"})
+_SCHEDULER: frozenset[Role] = frozenset({"scheduler"})
+
+MAY_SEND: dict[type[Message], frozenset[Role]] = {
+    Hello: _BOTH, Ping: _BOTH, Pong: _BOTH, Goodbye: _BOTH,
+    Request: _BOTH, RequestPart: _BOTH, Response: _BOTH, ResponsePart: _BOTH, Abandon: _BOTH,
+    Leading: _SCHEDULER,
+    Register: _WORKER, Inventory: _WORKER, Started: _WORKER, Finished: _WORKER, Returned: _WORKER, Offering: _WORKER,
+    Registered: _SCHEDULER, Run: _SCHEDULER, Cancel: _SCHEDULER, Recall: _SCHEDULER, Acknowledged: _SCHEDULER,
+}  # fmt: skip
+"""Which role may send which message; anything else closes the connection."""

@@ -1,0 +1,1 @@
+"""World 3, task processes: commands, Python handlers, HTTP calls, and what they write."""
