@@ -5,7 +5,6 @@ from __future__ import annotations
 from msgspec import Struct
 
 from taskd.core.task import NodeRow, TaskRow, TaskSpec, TaskState
-from taskd.errors import TaskdError
 from taskd.protocol.messages import AttemptEnded, AttemptKey, Message, Term
 
 
@@ -117,9 +116,3 @@ class Exit(Effect):
 
     status: int
     reason: str
-
-
-__all__ = [
-    "Announce", "AnnounceNode", "Begin", "Change", "Commit", "Effect", "Exit", "Follow", "Journal", "Kill", "Log",
-    "Reply", "Send", "Start", "TaskdError", "Terminate",
-]  # fmt: skip

@@ -7,12 +7,15 @@ thousandths (`units`), so that sums stay exact; memory too, in thousandths of a 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
 
 from taskd.protocol.messages import AttemptKey, Term
+
+if TYPE_CHECKING:
+    from taskd.core.queue import Shape
 
 PARAMS_BYTES_MAX = 1 << 20
 RESULT_BYTES_MAX = 1 << 20
@@ -20,7 +23,6 @@ OUTPUT_TAIL_BYTES = 64 << 10
 PRIORITY_MAX = 1_000_000
 RETRIES_MAX = 10_000
 REPORTS_KEPT = 10  # Attempts whose full report stays in the record; of earlier ones the outcome and times remain.
-LOST_MAX = 3  # A task lost this often is taken for the cause: it fails instead of killing one worker after another.
 
 
 class TaskState(IntEnum):
@@ -56,7 +58,7 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     # Back to QUEUED: taken back unstarted, or lost with a worker. A result can arrive before the word that it began.
     _S.ASSIGNED: frozenset({_S.RUNNING, _S.QUEUED, _S.RETRYING, _S.CANCELLING, _S.CANCELLED}) | FINAL,
     _S.RUNNING: frozenset({_S.QUEUED, _S.RETRYING, _S.CANCELLING}) | FINAL,
-    _S.RETRYING: frozenset({_S.QUEUED, _S.CANCELLED, _S.EXPIRED}),
+    _S.RETRYING: frozenset({_S.QUEUED, _S.CANCELLED}),
     # A success that came first wins over the wish to cancel.
     _S.CANCELLING: FINAL,
     **dict.fromkeys(FINAL, frozenset()),
@@ -222,7 +224,10 @@ class IllegalTransition(AssertionError):
 class Task:
     """A task that the leader holds in memory: its spec, its record, and where it stands."""
 
-    __slots__ = ("changed_s", "finished_s", "id", "key", "record", "shape", "spec", "spec_bytes", "state")
+    __slots__ = (
+        "changed_s", "finished_s", "id", "is_recalled", "key", "record", "run_number", "shape", "spec", "spec_bytes",
+        "state",
+    )  # fmt: skip
 
     def __init__(self, id: bytes, spec: TaskSpec, spec_bytes: bytes, state: TaskState, record: Record) -> None:
         self.id = id
@@ -233,7 +238,9 @@ class Task:
         self.changed_s = spec.submitted_s
         self.finished_s = 0.0
         self.key: AttemptKey | None = None  # of the open attempt
-        self.shape: object = None  # set by the queue: tasks of one shape fit the same workers
+        self.shape: Shape | None = None  # set by the queue: tasks of one shape fit the same workers
+        self.run_number = 0  # which Run message carried the open attempt
+        self.is_recalled = False  # the open attempt was asked back
 
     def move(self, state: TaskState, now_s: float) -> None:
         """Change the state, at UTC `now_s`. The only place that does."""

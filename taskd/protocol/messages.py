@@ -34,7 +34,7 @@ class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, 
 
 
 class Term(Part):
-    """One reign of one leader. Higher epoch is greater; at equal epochs the lower node id; `boot` makes it unrepeatable."""
+    """One reign of one leader. Higher epoch is greater; then the lower node id; `boot` makes it unrepeatable."""
 
     epoch: Unsigned
     node_id: Unsigned
@@ -66,7 +66,7 @@ class NodeInfo(Part):
 
 
 class HandlerInfo(Part):
-    """One Python handler that a worker offers. `schema` is the JSON Schema of its params, `{}` where it takes anything."""
+    """One Python handler that a worker offers. `schema` is the JSON Schema of its params, `{}` for anything."""
 
     type: Name
     schema: Annotated[bytes, Meta(max_length=1 << 16)]
@@ -179,9 +179,11 @@ class ResponsePart(Message):
 
 
 class Abandon(Message):
-    """The sender no longer wants (as caller) or can no longer give (as answerer) the rest of a call."""
+    """The sender no longer wants the rest of a call that it made (`is_caller`), or cannot give it. Each side counts its
+    own calls, so the number alone does not say whose it is."""
 
     call: Unsigned
+    is_caller: bool
 
 
 # -- Scheduler to all --------------------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""Why a task stands where it stands: one word from a fixed set, a sentence, and what every worker lacks for it."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from taskd.core.constraints import matches
+from taskd.core.queue import Shape
+from taskd.core.roster import Worker
+from taskd.core.scheduler import Scheduler
+from taskd.core.task import Task, TaskState
+
+
+class Fit(Struct, frozen=True):
+    """What one worker has to say to a task. `ever`: it could run it when idle."""
+
+    node_id: int
+    name: str
+    fits: bool
+    ever: bool
+    why: str
+
+
+class Why(Struct, frozen=True):
+    """The answer. `until_s` (UTC): when it changes by itself; `position`: how many ready tasks come first."""
+
+    reason: str
+    text: str
+    position: int | None = None
+    until_s: float | None = None
+    fits: tuple[Fit, ...] = ()
+
+
+def explain(scheduler: Scheduler, task: Task) -> Why:
+    """Why this unfinished task is not further on. Reasons: BeginTime, Backoff, NoHandler, NoMatchingNode, Resources,
+    Priority, Starting, Assigned, Running, Cancelling."""
+    if task.state is TaskState.SCHEDULED:
+        return Why("BeginTime", "it was asked to begin at a later time", until_s=task.record.due_s)
+    if task.state is TaskState.RETRYING:
+        last = task.record.attempts[-1]
+        what = last.outcome.word if last.outcome is not None else "open"
+        return Why("Backoff", f"attempt {last.number} ended with {what}; it is tried again", until_s=task.record.due_s)
+    if task.record.attempts and task.key is not None:
+        return _explain_open(scheduler, task)
+    assert task.shape is not None
+    return _explain_queued(scheduler, task, task.shape)
+
+
+def _explain_open(scheduler: Scheduler, task: Task) -> Why:
+    attempt = task.record.attempts[-1]
+    worker = scheduler.roster.known(attempt.worker)
+    where = worker.name
+    if not worker.is_here:
+        grace_s = scheduler.settings.worker_grace_s
+        text = f"{where} is not connected; if it does not come back within {grace_s:g} s the attempt counts as lost"
+        return Why("WorkerAway", text)
+    if task.state is TaskState.CANCELLING:
+        return Why("Cancelling", f"it is being ended on {where}")
+    if task.state is TaskState.RUNNING:
+        return Why("Running", f"it runs on {where}")
+    return Why("Assigned", f"it is at {where} and begins there as soon as a slot is free")
+
+
+def _explain_queued(scheduler: Scheduler, task: Task, shape: Shape) -> Why:
+    workers = sorted(scheduler.roster, key=lambda worker: worker.node_id)
+    fits = tuple(_fit(worker, shape) for worker in workers)
+    position = scheduler.ledger.queue.position(task)
+    here = [worker for worker in workers if worker.is_here]
+    if not here:
+        return Why("NoMatchingNode", "no worker is connected", position, fits=fits)
+    if not any(shape.type in worker.types for worker in here):
+        text = f"no connected worker runs tasks of type {shape.type!r}"
+        return Why("NoHandler", text, position, fits=fits)
+    able = [worker for worker in here if worker.could_run(shape)]
+    if not able:
+        return Why("NoMatchingNode", "no connected worker could ever run it", position, fits=fits)
+    if not any(worker.may_take for worker in able):
+        return Why("NoMatchingNode", "every worker that could run it is drained", position, fits=fits)
+    if position and any(fit.fits for fit in fits):
+        return Why("Priority", f"{position} tasks come first", position, fits=fits)
+    if any(fit.fits for fit in fits):
+        return Why("Starting", "it is about to be handed out", position, fits=fits)
+    text = "every worker that could run it is busy" + (f", and {position} tasks come first" if position else "")
+    return Why("Resources", text, position, fits=fits)
+
+
+def _fit(worker: Worker, shape: Shape) -> Fit:
+    offer = worker.offer
+    if not worker.is_here:
+        return Fit(worker.node_id, worker.name, False, False, "is not connected")
+    ever = worker.could_run(shape)
+    if shape.type not in worker.types:
+        why = f"does not run type {shape.type!r}"
+    elif unmet := [constraint.text for constraint in shape.constraints if not matches(constraint, offer.labels)]:
+        why = "does not meet: " + ", ".join(unmet)
+    elif short := [name for name, amount in shape.needs.items() if offer.capacity.get(name, 0) < amount]:
+        why = ", ".join(
+            f"has {_amount(name, offer.capacity.get(name, 0))} of {name}, {_amount(name, shape.needs[name])} asked"
+            for name in short
+        )
+    elif worker.drain_reason is not None:
+        why = "is drained" + (f": {worker.drain_reason}" if worker.drain_reason else "")
+    elif len(worker.assigned) >= offer.slots:
+        why = f"all {offer.slots} slots are busy"
+    elif not worker.has_room(shape, 0.0, 0):
+        taken = [
+            name for name, amount in shape.needs.items() if worker.used.get(name, 0) + amount > offer.capacity[name]
+        ] or ["cpus"]
+        why = ", ".join(
+            f"{_amount(name, max(0, offer.capacity.get(name, 0) - worker.used.get(name, 0)))} of {name} is free"
+            for name in taken
+        )
+    else:
+        return Fit(worker.node_id, worker.name, True, True, "has room")
+    return Fit(worker.node_id, worker.name, False, ever, why)
+
+
+def _amount(name: str, units: int) -> str:
+    return f"{units // 1000 / (1 << 20):,.0f} MiB" if name == "memory" else f"{units / 1000:g}"

@@ -1,0 +1,223 @@
+"""The leader's tasks: what becomes of each one, from acceptance to the end. Every change is written to the outbox.
+
+`now_s` is UTC throughout: tasks live by the calendar, connections by the monotonic clock.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from random import Random
+
+from taskd.core import retry
+from taskd.core.deadlines import Deadlines
+from taskd.core.events import NewTask
+from taskd.core.outbox import Outbox
+from taskd.core.queue import ReadyQueue
+from taskd.core.stats import Stats
+from taskd.core.task import REPORTS_KEPT, Attempt, Outcome, Record, Task, TaskRow, TaskState
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
+
+
+class _Due(IntEnum):
+    READY = 1  # a SCHEDULED or RETRYING task becomes ready
+    TOO_LATE = 2  # the deadline to begin
+
+
+class Ledger:
+    """All unfinished tasks, in memory and on their way to the disk."""
+
+    def __init__(self, outbox: Outbox, stats: Stats, random: Random, crash_limit: int) -> None:
+        self.tasks: dict[bytes, Task] = {}
+        self.queue = ReadyQueue()
+        self._calendar: Deadlines[tuple[_Due, bytes]] = Deadlines()
+        self._outbox = outbox
+        self._stats = stats
+        self._random = random
+        self._crash_limit = crash_limit
+
+    def load(self, rows: list[TaskRow]) -> list[Task]:
+        """Take in unfinished tasks from the store; returns those with an attempt still open."""
+        open_tasks = []
+        for row in rows:
+            task = self.tasks[row.id] = Task.from_row(row)
+            self._index(task)
+            if task.key is not None:
+                task.shape = self.queue.shape_of(task.spec)
+                open_tasks.append(task)
+        return open_tasks
+
+    def _index(self, task: Task) -> None:
+        """Put a task where its state belongs: the queue, or the calendar."""
+        if task.state is TaskState.QUEUED:
+            self.queue.push(task)
+        elif task.state in (TaskState.SCHEDULED, TaskState.RETRYING):
+            self._calendar.set((_Due.READY, task.id), task.record.due_s)
+        if task.spec.deadline_s and not task.record.attempts:
+            self._calendar.set((_Due.TOO_LATE, task.id), task.spec.deadline_s)
+
+    # -- From the outside ----------------------------------------------------------------------------------------------
+
+    def accept(self, new: NewTask, now_s: float) -> bool:
+        """Take a new task; False where its id is known already: the same submission, sent again."""
+        if new.id in self.tasks or new.id in self._outbox:
+            return False
+        spec = new.spec
+        is_early = spec.not_before_s > now_s
+        state = TaskState.SCHEDULED if is_early else TaskState.QUEUED
+        task = Task(new.id, spec, new.spec_bytes, state, Record([], due_s=spec.not_before_s if is_early else 0.0))
+        self.tasks[new.id] = task
+        self._index(task)
+        self._outbox.insert(task)
+        self._stats.submitted[spec.type, spec.queue] += 1
+        return True
+
+    def cancel(self, task: Task, now_s: float) -> None:
+        """Want a task cancelled: at once where no attempt is open, otherwise when that has ended."""
+        if task.record.cancel_wanted:
+            return
+        task.record.cancel_wanted = True
+        if task.key is None:
+            self._finish(task, TaskState.CANCELLED, now_s)
+        else:
+            task.move(TaskState.CANCELLING, now_s)
+            self._outbox.update(task)
+
+    # -- Attempts ------------------------------------------------------------------------------------------------------
+
+    def begin(self, task: Task, worker: int, now_s: float) -> AttemptKey:
+        """Mint the next attempt of a task just taken from the queue, for this worker."""
+        outbox = self._outbox
+        attempts = task.record.attempts
+        number = len(attempts) + 1
+        if number == 1:
+            self._stats.wait.observe(now_s - max(task.spec.submitted_s, task.spec.not_before_s))
+            if task.spec.deadline_s:
+                self._calendar.clear((_Due.TOO_LATE, task.id))
+        attempts.append(Attempt(number, outbox.term, outbox.lsn, worker, now_s))
+        key = task.key = AttemptKey(task.id, number, outbox.term, outbox.lsn)
+        task.is_recalled = False
+        task.move(TaskState.ASSIGNED, now_s)
+        outbox.update(task)
+        return key
+
+    def current(self, key: AttemptKey) -> Task | None:
+        """The task whose open attempt this is, or None: the attempt is over, or not of this history."""
+        task = self.tasks.get(key.task_id)
+        return task if task is not None and task.key == key else None
+
+    def started(self, started: AttemptStarted, now_s: float) -> None:
+        """A worker began an attempt."""
+        task = self.current(started.key)
+        if task is None or task.state is not TaskState.ASSIGNED:
+            return  # Ended, cancelled or lost in the meantime.
+        task.record.attempts[-1].started_s = started.started_s
+        task.move(TaskState.RUNNING, now_s)
+        self._outbox.update(task)
+
+    def ended(self, task: Task, ended: AttemptEnded, now_s: float) -> None:
+        """The open attempt of a task has ended: decide what follows."""
+        outcome = Outcome(ended.outcome)
+        attempt = task.record.attempts[-1]
+        attempt.started_s = ended.started_s
+        attempt.ended_s = ended.ended_s
+        attempt.report = ended.report
+        if ended.started_s and outcome is not Outcome.PREEMPTED:
+            duration_s = max(0.0, ended.ended_s - ended.started_s)
+            self._stats.duration.observe(duration_s)
+            assert task.shape is not None
+            task.shape.ran(duration_s)
+        if outcome is Outcome.LOST:
+            self.lose(task, "its worker restarted", "worker_restarted", now_s)
+            return
+        self._close(task, attempt, outcome)
+        if outcome is Outcome.OK:
+            self._finish(task, TaskState.SUCCEEDED, now_s)
+        elif task.record.cancel_wanted:
+            self._finish(task, TaskState.CANCELLED, now_s)
+        elif outcome is Outcome.PREEMPTED:
+            if ended.started_s and task.spec.on_lost == "fail":
+                self._finish(task, TaskState.FAILED, now_s, "its worker stopped while it ran, and on_lost is fail")
+            else:
+                self._requeue(task, now_s)
+        else:
+            self._failed(task, outcome, now_s)
+
+    def give_back(self, task: Task, now_s: float) -> None:
+        """The open attempt never began and never will: the task goes back to its place in the queue."""
+        attempt = task.record.attempts[-1]
+        attempt.ended_s = now_s
+        self._close(task, attempt, Outcome.PREEMPTED)
+        if task.record.cancel_wanted:
+            self._finish(task, TaskState.CANCELLED, now_s)
+        else:
+            self._requeue(task, now_s)
+
+    def lose(self, task: Task, reason: str, cause: str, now_s: float) -> None:
+        """The open attempt is lost with its worker: again, unless the task must not or has done so too often."""
+        attempt = task.record.attempts[-1]
+        attempt.reason = reason
+        attempt.ended_s = attempt.ended_s or now_s
+        self._close(task, attempt, Outcome.LOST)
+        self._stats.lost[cause] += 1
+        count = retry.losses(task.record)
+        if task.record.cancel_wanted:
+            self._finish(task, TaskState.CANCELLED, now_s, reason)
+        elif task.spec.on_lost == "fail":
+            self._finish(task, TaskState.FAILED, now_s, f"lost ({reason}), and on_lost is fail")
+        elif count >= self._crash_limit:
+            self._finish(task, TaskState.FAILED, now_s, f"lost {count} times: it may be what takes its workers down")
+        else:
+            self._requeue(task, now_s)
+
+    def _failed(self, task: Task, outcome: Outcome, now_s: float) -> None:
+        count = retry.failures(task.record)
+        if count > task.spec.retries:
+            self._finish(task, retry.final_state(outcome), now_s)
+            return
+        self._stats.retries += 1
+        task.record.due_s = now_s + retry.delay_s(task.spec.backoff, count, self._random)
+        task.move(TaskState.RETRYING, now_s)
+        self._calendar.set((_Due.READY, task.id), task.record.due_s)
+        self._outbox.update(task)
+
+    def _close(self, task: Task, attempt: Attempt, outcome: Outcome) -> None:
+        attempt.outcome = outcome
+        task.key = None
+        attempts = task.record.attempts
+        if len(attempts) > REPORTS_KEPT:
+            attempts[-1 - REPORTS_KEPT].report = b""
+
+    def _requeue(self, task: Task, now_s: float) -> None:
+        task.move(TaskState.QUEUED, now_s)
+        self.queue.push(task)
+        self._outbox.update(task)
+
+    def _finish(self, task: Task, state: TaskState, now_s: float, reason: str = "") -> None:
+        if task.state is TaskState.QUEUED:
+            self.queue.remove(task)
+        self._calendar.clear((_Due.READY, task.id))
+        self._calendar.clear((_Due.TOO_LATE, task.id))
+        task.record.reason = reason
+        task.move(state, now_s)
+        del self.tasks[task.id]
+        attempts = task.record.attempts
+        outcome = attempts[-1].outcome if attempts else None
+        spec = task.spec
+        self._stats.finished[spec.type, spec.queue, Outcome.PREEMPTED if outcome is None else outcome] += 1
+        self._outbox.update(task)
+
+    # -- Time ----------------------------------------------------------------------------------------------------------
+
+    def next_deadline_s(self) -> float | None:
+        """When something is due next, UTC."""
+        return self._calendar.next()
+
+    def tick(self, now_s: float) -> None:
+        """Do what is due."""
+        for kind, task_id in self._calendar.pop_due(now_s):
+            task = self.tasks[task_id]
+            if kind is _Due.READY:
+                task.record.due_s = 0.0
+                self._requeue(task, now_s)
+            else:
+                self._finish(task, TaskState.EXPIRED, now_s, "its deadline to begin has passed")

@@ -1,0 +1,62 @@
+"""Which worker gets which task: a plain function over the ready queue and the roster.
+
+The best task by priority and age goes first; it goes to the worker with the least load among those that have room.
+A task that fits nowhere now does not hold back those of other shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heapreplace
+
+from taskd.core.queue import Rank, ReadyQueue, Shape
+from taskd.core.roster import Worker
+from taskd.core.task import Task
+
+
+def place(
+    queue: ReadyQueue, workers: Iterable[Worker], prefetch_s: float, prefetch_max: int
+) -> Iterator[tuple[Task, Worker]]:
+    """Take tasks from the queue and yield each with its worker, already counted there, until nothing more fits."""
+    open_workers = [worker for worker in workers if worker.may_take]
+    heads: list[tuple[Rank, int, Shape]] = []
+    for number, shape in enumerate(queue.waiting_shapes()):
+        rank = shape.head()
+        assert rank is not None
+        heads.append((rank, number, shape))
+    heapify(heads)
+    candidates: dict[int, list[tuple[float, int, Worker]]] = {}
+    while heads:
+        _, number, shape = heads[0]
+        options = candidates.get(number)
+        if options is None:
+            options = [(worker.load, worker.node_id, worker) for worker in open_workers if worker.could_run(shape)]
+            heapify(options)
+            candidates[number] = options
+        worker = _least_loaded(options, shape, prefetch_s, prefetch_max)
+        if worker is None:
+            heappop(heads)
+            continue
+        task = queue.pop(shape)
+        worker.give(task, shape)
+        yield task, worker
+        rank = shape.head()
+        if rank is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, (rank, number, shape))
+
+
+def _least_loaded(
+    options: list[tuple[float, int, Worker]], shape: Shape, prefetch_s: float, prefetch_max: int
+) -> Worker | None:
+    """The worker of least load that has room. Loads in the heap may be out of date: only ever too low."""
+    while options:
+        load, node_id, worker = options[0]
+        if not worker.has_room(shape, prefetch_s, prefetch_max):
+            heappop(options)  # Room only shrinks while placing.
+        elif worker.load > load:
+            heapreplace(options, (worker.load, node_id, worker))
+        else:
+            return worker
+    return None

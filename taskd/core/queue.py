@@ -1,0 +1,119 @@
+"""Ready tasks: grouped by shape, and within a shape ordered by priority (higher first), then age.
+
+Tasks of one shape fit the same workers, so that placement asks once a shape and not once a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from taskd.core.constraints import Constraint, parse
+
+from taskd.core.task import Task, TaskSpec
+
+Rank = tuple[int, float, bytes]  # (-priority, submitted, id): smaller goes first.
+
+
+class Shape:
+    """What a worker must have to run a task: the type, amounts of resources, and constraints on its labels."""
+
+    __slots__ = ("_heap", "_waiting", "constraints", "mean_s", "needs", "type")
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.type = spec.type
+        self.needs = {name: amount for name, amount in sorted(spec.resources.items()) if amount > 0}
+        self.constraints: tuple[Constraint, ...] = tuple(parse(text) for text in spec.constraints)
+        self.mean_s: float | None = None  # how long its tasks ran lately; None while unknown
+        self._heap: list[Rank] = []
+        self._waiting: dict[bytes, Task] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._waiting.values())
+
+    def head(self) -> Rank | None:
+        """The rank of the task that goes first, or None where none waits."""
+        heap = self._heap
+        while heap and heap[0][2] not in self._waiting:
+            heappop(heap)  # Taken out in the meantime.
+        return heap[0] if heap else None
+
+    def pop(self) -> Task:
+        """Remove and return the task that goes first. There must be one."""
+        rank = self.head()
+        assert rank is not None
+        heappop(self._heap)
+        return self._waiting.pop(rank[2])
+
+    def push(self, task: Task) -> None:
+        heappush(self._heap, rank_of(task))
+        self._waiting[task.id] = task
+
+    def remove(self, task: Task) -> None:
+        self._waiting.pop(task.id, None)
+
+    def ran(self, duration_s: float) -> None:
+        """Learn how long its tasks run: a moving mean, quick to follow at first."""
+        self.mean_s = duration_s if self.mean_s is None else self.mean_s + (duration_s - self.mean_s) * 0.1
+
+
+class ReadyQueue:
+    """All tasks that could run now if a worker had room."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[object, ...], Shape] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def shape_of(self, spec: TaskSpec) -> Shape:
+        """The shape that a spec has, the same object for equal ones. Raises ValueError for a damaged constraint."""
+        key = (spec.type, spec.constraints, *spec.resources.items()) if spec.resources else (spec.type, spec.constraints)
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) >= SHAPES_KEPT:
+                self._shapes = {key: shape for key, shape in self._shapes.items() if len(shape)}
+            shape = self._shapes[key] = Shape(spec)
+        return shape
+
+    def push(self, task: Task) -> Shape:
+        """Add a ready task; returns its shape."""
+        shape = task.shape
+        # A shape that was empty for long may have been forgotten meanwhile: ask again by the spec.
+        if shape is None or not len(shape):
+            shape = task.shape = self.shape_of(task.spec)
+        shape.push(task)
+        self._count += 1
+        return shape
+
+    def pop(self, shape: Shape) -> Task:
+        """Remove and return the first task of a shape."""
+        self._count -= 1
+        return shape.pop()
+
+    def remove(self, task: Task) -> None:
+        """Take out a task that waits."""
+        assert task.shape is not None
+        task.shape.remove(task)
+        self._count -= 1
+
+    def waiting_shapes(self) -> list[Shape]:
+        """The shapes that have tasks waiting."""
+        return [shape for shape in self._shapes.values() if len(shape)]
+
+    def position(self, task: Task) -> int:
+        """How many ready tasks of any shape come before this one."""
+        rank = rank_of(task)
+        return sum(1 for shape in self.waiting_shapes() for other in shape if rank_of(other) < rank)
+
+
+SHAPES_KEPT = 1024  # Before those with nothing waiting are forgotten, with what was learned of their durations.
+
+
+def rank_of(task: Task) -> Rank:
+    """What the queue orders by."""
+    return (-task.spec.priority, task.spec.submitted_s, task.id)

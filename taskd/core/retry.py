@@ -1,0 +1,36 @@
+"""What follows a failed attempt: another one, and when; or the end. Plain functions."""
+
+from __future__ import annotations
+
+from random import Random
+
+from taskd.core.task import Backoff, Outcome, Record, TaskState
+
+_UNCOUNTED = frozenset({Outcome.LOST, Outcome.PREEMPTED, Outcome.OK})
+
+
+def failures(record: Record) -> int:
+    """Attempts that count against `retries`: those that the task itself failed."""
+    return sum(1 for attempt in record.attempts if attempt.outcome is not None and attempt.outcome not in _UNCOUNTED)
+
+
+def losses(record: Record) -> int:
+    """Attempts that ended because their worker was gone."""
+    return sum(1 for attempt in record.attempts if attempt.outcome is Outcome.LOST)
+
+
+def delay_s(backoff: Backoff, failure_count: int, random: Random) -> float:
+    """Seconds to wait after the n-th failure (from 1): exponential, bounded, spread by jitter so that tasks which
+    failed together do not come back together."""
+    try:
+        base = backoff.initial_s * backoff.factor ** (failure_count - 1)
+    except OverflowError:
+        base = backoff.max_s
+    return min(base, backoff.max_s) * (1 + backoff.jitter * (2 * random.random() - 1))
+
+
+def final_state(outcome: Outcome) -> TaskState:
+    """The state of a task whose last attempt ended so and gets no further one."""
+    if outcome is Outcome.OK:
+        return TaskState.SUCCEEDED
+    return TaskState.TIMED_OUT if outcome is Outcome.TIMEOUT else TaskState.FAILED

@@ -1,0 +1,384 @@
+"""The worker: keeps what it was given in order, starts what fits, and holds every outcome until a leader has it.
+
+It obeys one leader at a time, the one with the greatest term it has seen, and goes on working while there is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import ceil
+
+from taskd.core import events as ev
+from taskd.core.deadlines import Deadlines
+from taskd.core.effects import Begin, Effect, Follow, Journal, Kill, Log, Send, Start, Terminate
+from taskd.core.roster import NOTHING_OFFERED
+from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_spec, encode
+from taskd.protocol import messages as msg
+
+REPORT_STARTED_S = 0.02  # A task shorter than this is reported once, when it has ended.
+INVENTORY_S = 10.0
+STOP_ACKNOWLEDGED_S = 5.0  # How long a stopping worker waits for a leader to take its last outcomes; the journal has them.
+SHORT_CALL_S = 0.005  # Handler calls shorter than this are handed to their processes several at a time:
+CALLS_PER_SLOT = 32  # waking a process costs more than such a call.
+FINISHED_BYTES_MAX = 4 << 20  # Of reports in one Finished message, well below a frame.
+SCANNED_MAX = 64  # Waiting attempts looked at in one go for one that fits.
+
+
+class _Running:
+    """An attempt that a runner has."""
+
+    __slots__ = ("amounts", "is_call", "is_stopped", "is_timed_out", "spec", "started_s")
+
+    def __init__(self, spec: TaskSpec, amounts: dict[str, int], is_call: bool) -> None:
+        self.spec = spec
+        self.amounts = amounts
+        self.is_call = is_call  # of a handler
+        self.started_s = 0.0
+        self.is_timed_out = False
+        self.is_stopped = False  # ended because this worker stops
+
+
+class Worker:
+    """The worker role of one node."""
+
+    def __init__(self, node: msg.NodeInfo, offer: msg.Offer) -> None:
+        self.node = node
+        self.offer = offer
+        self.utc: Callable[[float], float] = float
+        self.term: msg.Term | None = None  # the greatest obeyed
+        self.leader: int | None = None
+        self.is_stopping = False
+        self._registered = False
+        self._waiting: list[tuple[int, float, bytes, int, msg.AttemptKey]] = []
+        self._specs: dict[msg.AttemptKey, TaskSpec] = {}  # of those waiting
+        self._running: dict[msg.AttemptKey, _Running] = {}
+        self._unacknowledged: dict[msg.AttemptKey, msg.AttemptEnded] = {}
+        self._used: Counter[str] = Counter()
+        self._calls = 0  # handler calls among the running
+        self._mean_s: dict[str, float] = {}  # of handler types: how long calls take
+        self._handler_types = frozenset(handler.type for handler in offer.handlers)
+        self._runs_seen = 0
+        self._count = 0
+        self._limits: Deadlines[tuple[str, msg.AttemptKey]] = Deadlines()  # run time-outs, and the grace after TERM
+        self._timers: Deadlines[str] = Deadlines()
+        self._unreported: dict[msg.AttemptKey, float] = {}
+        self._effects: list[Effect] = []
+        self._ended: list[msg.AttemptEnded] = []  # in this turn
+        self._forgotten: list[msg.AttemptKey] = []
+        self._returned: list[msg.AttemptKey] = []
+
+    # -- The leader ----------------------------------------------------------------------------------------------------
+
+    def on_journal_loaded(self, event: ev.JournalLoaded, now: float) -> None:
+        """What the last process of this worker left: attempts it was running are lost, outcomes are still owed."""
+        self.term = event.term
+        for ended in event.unacknowledged:
+            self._unacknowledged[ended.key] = ended
+        report = encode(Report(error=ErrorInfo("WorkerRestarted", "the worker ended while the task ran")))
+        for key in event.interrupted:
+            if key not in self._unacknowledged:
+                self._end(msg.AttemptEnded(key, Outcome.LOST, 0.0, self.utc(now), report))
+
+    def on_leading(self, sender: int, message: msg.Leading, now: float) -> None:
+        """A scheduler says whom it follows. Only a leader itself is believed, and only with no lesser term."""
+        term = message.term
+        if term is None or term.node_id != sender:
+            if self.leader == sender:
+                self._lose_leader()
+            return
+        if self.term is not None and term.rank() < self.term.rank():
+            self._log("warning", "term refused: a greater one was obeyed", peer=sender, epoch=term.epoch)
+            return
+        self.term, self.leader = term, sender
+        self._registered = False
+        self._effects.append(Journal(term, [], [], []))
+        self._effects.append(Follow(sender, term))
+        unacknowledged = tuple(self._unacknowledged)
+        held = (*self._running, *self._specs)
+        offer = NOTHING_OFFERED if self.is_stopping else self.offer
+        self._effects.append(Send(sender, msg.Register(offer, held, unacknowledged, term)))
+
+    def on_registered(self, sender: int, message: msg.Registered, now: float) -> None:
+        """The leader has taken us in: tell it what it missed."""
+        if sender != self.leader or message.term != self.term:
+            return
+        self._registered = True
+        self._runs_seen = 0
+        started = tuple(msg.AttemptStarted(key, it.started_s) for key, it in self._running.items() if it.started_s)
+        if started:
+            self._effects.append(Send(sender, msg.Started(started)))
+        self._unreported.clear()
+        fresh = {ended.key for ended in self._ended}  # These are sent at the end of the turn.
+        self._send_finished([ended for key, ended in self._unacknowledged.items() if key not in fresh])
+        self._timers.set("inventory", now + INVENTORY_S)
+
+    def on_peer_down(self, event: ev.PeerDown, now: float) -> None:
+        """A connection is gone; without the leader work goes on, and outcomes wait."""
+        if event.node_id == self.leader:
+            self._lose_leader()
+
+    def _lose_leader(self) -> None:
+        self.leader = None
+        self._registered = False
+        self._timers.clear("inventory")
+        self._effects.append(Follow(None, None))
+
+    def _obeys(self, sender: int, term: msg.Term) -> bool:
+        return sender == self.leader and term == self.term
+
+    # -- The leader's wishes -------------------------------------------------------------------------------------------
+
+    def on_run(self, sender: int, message: msg.Run, now: float) -> None:
+        """Attempts to run. One that is known already is passed over: the message was sent again."""
+        if not self._obeys(sender, message.term):
+            return
+        self._runs_seen += 1
+        for assignment in message.assignments:
+            key = assignment.key
+            if key in self._specs or key in self._running or key in self._unacknowledged:
+                continue
+            if self.is_stopping:
+                self._returned.append(key)
+                continue
+            spec = decode_spec(assignment.spec)
+            self._specs[key] = spec
+            self._count += 1
+            heappush(self._waiting, (-spec.priority, spec.submitted_s, key.task_id, self._count, key))
+
+    def on_cancel(self, sender: int, message: msg.Cancel, now: float) -> None:
+        """End these attempts, whatever they are doing."""
+        if not self._obeys(sender, message.term):
+            return
+        for key in message.keys:
+            if key in self._running:
+                self._terminate(key, now)
+            elif key not in self._unacknowledged:
+                # Waiting, or never seen: either way it does not run and never will.
+                self._specs.pop(key, None)
+                self._end(msg.AttemptEnded(key, Outcome.PREEMPTED, 0.0, self.utc(now)))
+
+    def on_recall(self, sender: int, message: msg.Recall, now: float) -> None:
+        """Give back what has not begun."""
+        if not self._obeys(sender, message.term):
+            return
+        for key in message.keys:
+            if self._specs.pop(key, None) is not None:
+                self._returned.append(key)
+
+    def on_acknowledged(self, sender: int, message: msg.Acknowledged, now: float) -> None:
+        """These outcomes are recorded: forget them."""
+        for key in message.keys:
+            if self._unacknowledged.pop(key, None) is not None:
+                self._forgotten.append(key)
+
+    # -- Task processes ------------------------------------------------------------------------------------------------
+
+    def on_progressed(self, event: ev.Progressed, now: float) -> None:
+        """Runners began and ended attempts."""
+        for started in event.started:
+            running = self._running.get(started.key)
+            if running is None:
+                continue
+            running.started_s = started.started_s
+            self._unreported[started.key] = started.started_s
+            if running.spec.timeout_s:
+                self._limits.set(("timeout", started.key), now + running.spec.timeout_s)
+        if self._unreported and self._timers.get("started") is None:
+            self._timers.set("started", now + REPORT_STARTED_S)
+        for ended in event.ended:
+            self._on_ended(ended)
+
+    def _on_ended(self, ended: msg.AttemptEnded) -> None:
+        key = ended.key
+        running = self._running.pop(key, None)
+        if running is None:
+            return
+        for name, amount in running.amounts.items():
+            self._used[name] -= amount
+        if running.is_call:
+            self._calls -= 1
+            if ended.started_s:
+                duration_s = ended.ended_s - ended.started_s
+                mean_s = self._mean_s.get(running.spec.type, duration_s)
+                self._mean_s[running.spec.type] = mean_s + (duration_s - mean_s) * 0.1
+        if self._limits:
+            self._limits.clear(("timeout", key))
+            self._limits.clear(("grace", key))
+        self._unreported.pop(key, None)
+        if ended.outcome != Outcome.OK:
+            if running.is_timed_out:
+                ended = msg.AttemptEnded(key, Outcome.TIMEOUT, ended.started_s, ended.ended_s, ended.report)
+            elif running.is_stopped:
+                ended = msg.AttemptEnded(key, Outcome.PREEMPTED, ended.started_s, ended.ended_s, ended.report)
+        self._end(ended)
+
+    def _end(self, ended: msg.AttemptEnded) -> None:
+        self._unacknowledged[ended.key] = ended
+        self._ended.append(ended)
+
+    def _terminate(self, key: msg.AttemptKey, now: float) -> None:
+        if self._limits.get(("grace", key)) is None:
+            self._limits.set(("grace", key), now + self._running[key].spec.grace_s)
+            self._effects.append(Terminate(key))
+
+    # -- The node ------------------------------------------------------------------------------------------------------
+
+    def on_offer_changed(self, event: ev.OfferChanged, now: float) -> None:
+        """The configuration or the handlers have changed."""
+        self.offer = event.offer
+        self._handler_types = frozenset(handler.type for handler in event.offer.handlers)
+        if self._registered and self.leader is not None:
+            self._effects.append(Send(self.leader, msg.Offering(event.offer)))
+
+    def on_stop_wanted(self, event: ev.StopWanted, now: float) -> None:
+        """Give back what waits, end what runs; the end follows when the last outcome is acknowledged or time is up."""
+        if self.is_stopping:
+            return
+        self.is_stopping = True
+        if self._registered and self.leader is not None:
+            self._effects.append(Send(self.leader, msg.Offering(NOTHING_OFFERED)))
+        self._returned.extend(self._specs)
+        self._specs.clear()
+        for key, running in self._running.items():
+            running.is_stopped = True
+            self._terminate(key, now)
+        self._timers.set("acknowledgement", now + STOP_ACKNOWLEDGED_S)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing is left to do after StopWanted."""
+        if not self.is_stopping or self._running:
+            return False
+        return not self._unacknowledged or not self._registered or self._timers.get("acknowledgement") is None
+
+    @property
+    def running_count(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._specs)
+
+    @property
+    def unacknowledged_count(self) -> int:
+        return len(self._unacknowledged)
+
+    def next_deadline(self) -> float | None:
+        """When tick has something to do, monotonic."""
+        due = (self._limits.next(), self._timers.next())
+        return min((time for time in due if time is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for kind, key in self._limits.pop_due(now):
+            running = self._running.get(key)
+            if running is None:
+                continue
+            if kind == "timeout":
+                running.is_timed_out = True
+                self._terminate(key, now)
+            else:
+                self._effects.append(Kill(key))
+        for timer in self._timers.pop_due(now):
+            if timer == "started":
+                self._report_started()
+            elif timer == "inventory" and self.leader is not None:
+                keys = (*self._running, *self._specs, *self._unacknowledged)
+                self._effects.append(Send(self.leader, msg.Inventory(self._runs_seen, keys)))
+                self._timers.set("inventory", now + INVENTORY_S)
+
+    def _report_started(self) -> None:
+        begun = list(self._unreported)
+        if begun:
+            self._effects.append(Journal(None, begun, [], []))
+        if self._registered and self.leader is not None and begun:
+            attempts = tuple(msg.AttemptStarted(key, at_s) for key, at_s in self._unreported.items())
+            self._effects.append(Send(self.leader, msg.Started(attempts)))
+        self._unreported.clear()
+
+    def settle(self, now: float) -> list[Effect]:
+        """At the end of a turn: start what fits, and report what ended."""
+        begins = self._take_fitting()
+        if begins:
+            self._effects.append(Start(begins))
+        if self._ended or self._forgotten:
+            self._effects.append(Journal(None, [], self._ended, self._forgotten))
+        if self._registered and self.leader is not None:
+            if self._ended:
+                self._send_finished(self._ended)
+            if self._returned:
+                self._effects.append(Send(self.leader, msg.Returned(tuple(self._returned))))
+        self._ended, self._forgotten, self._returned = [], [], []
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _send_finished(self, ended: list[msg.AttemptEnded]) -> None:
+        assert self.leader is not None
+        batch: list[msg.AttemptEnded] = []
+        size = 0
+        for attempt in ended:
+            if batch and size + len(attempt.report) > FINISHED_BYTES_MAX:
+                self._effects.append(Send(self.leader, msg.Finished(tuple(batch))))
+                batch, size = [], 0
+            batch.append(attempt)
+            size += len(attempt.report)
+        if batch:
+            self._effects.append(Send(self.leader, msg.Finished(tuple(batch))))
+
+    # -- Room ----------------------------------------------------------------------------------------------------------
+
+    def _take_fitting(self) -> list[Begin]:
+        """Take waiting attempts that fit, best first. One that does not fit lets smaller ones behind it pass: the
+        leader sends no more than fits, so that it does not wait long."""
+        begins: list[Begin] = []
+        aside: list[tuple[int, float, bytes, int, msg.AttemptKey]] = []
+        waiting, specs = self._waiting, self._specs
+        while waiting and len(aside) < SCANNED_MAX:
+            key = waiting[0][4]
+            spec = specs.get(key)
+            if spec is None:
+                heappop(waiting)  # Cancelled or given back.
+                continue
+            is_call = spec.type in self._handler_types
+            is_short = is_call and self._mean_s.get(spec.type, 1.0) < SHORT_CALL_S
+            if not self._has_slot(is_short):
+                break
+            entry = heappop(waiting)
+            amounts = self._amounts(spec, is_short)
+            if amounts and any(
+                self._used[name] + amount > self.offer.capacity.get(name, 0) for name, amount in amounts.items()
+            ):
+                aside.append(entry)
+                continue
+            del specs[key]
+            for name, amount in amounts.items():
+                self._used[name] += amount
+            self._calls += is_call
+            self._running[key] = _Running(spec, amounts, is_call)
+            begins.append(Begin(key, spec))
+        for entry in aside:
+            heappush(waiting, entry)
+        return begins
+
+    def _has_slot(self, is_short: bool) -> bool:
+        slots = self.offer.slots
+        if len(self._running) < slots:
+            return True
+        if not is_short:
+            return False
+        others = len(self._running) - self._calls
+        return others + ceil((self._calls + 1) / CALLS_PER_SLOT) <= slots
+
+    def _amounts(self, spec: TaskSpec, is_short: bool) -> dict[str, int]:
+        """What an attempt takes; short calls queue behind each other in their processes and take nothing more."""
+        if is_short and not spec.resources:
+            return {}
+        amounts = {name: amount for name, amount in spec.resources.items() if amount > 0}
+        if "cpus" not in amounts:
+            amounts["cpus"] = self.offer.capacity.get("cpus", 0) // max(self.offer.slots, 1)
+        return amounts
+
+    def _log(self, level: str, event: str, **fields: object) -> None:
+        self._effects.append(Log(level, event, fields))

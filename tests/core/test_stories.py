@@ -1,0 +1,516 @@
+"""Stories of one leader and its workers: what becomes of tasks when things go well and when they do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskd.core import effects as fx
+from taskd.core import events as ev
+from taskd.core.scheduler import SchedulerSettings
+from taskd.core.task import Backoff, Outcome, TaskState
+from taskd.errors import NoLeader, Overloaded, Unavailable
+from taskd.protocol import messages as msg
+from tests.core.world import World, offer
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_task_runs_and_its_success_is_recorded(world: World) -> None:
+    world.cluster().work = lambda begin: Outcome.OK
+    (task,) = world.submit()
+    assert world.state(task) is TaskState.SUCCEEDED
+    assert world.outcomes(task) == [Outcome.OK]
+    assert not world.hosts[11].node.worker.unacknowledged_count
+    assert not world.scheduler.ledger.tasks
+
+
+def test_nothing_leaves_before_the_disk_has_it(world: World) -> None:
+    world.cluster()
+    world.holds_commits = True
+    before = len(world.sent)
+    (task,) = world.submit()
+    assert world.replies.get(world._calls) is None
+    assert not [message for _, _, message in world.sent[before:] if isinstance(message, msg.Run)]
+    world.commit(1)
+    world.settle()
+    assert world.replies[world._calls] == []
+    assert world.where(task) == [11]
+
+
+def test_while_one_commit_is_in_flight_the_next_collects(world: World) -> None:
+    world.cluster()
+    world.holds_commits = True
+    world.submit(3)
+    second = [world.submit(), world.submit()]
+    assert len(world.hosts[1].held_commits) == 1
+    world.commit(1)
+    world.settle()
+    (commit,) = world.hosts[1].held_commits
+    assert {row.id for row in commit.inserted} == {task for batch in second for task in batch}
+
+
+def test_a_failed_commit_answers_those_who_wait_and_ends_the_process(world: World) -> None:
+    world.cluster()
+    world.holds_commits = True
+    world.submit()
+    call = world._calls
+    commit = world.hosts[1].held_commits.pop()
+    world.hosts[1].node.handle(ev.CommitFailed(commit.seq, "disk on fire"), world.now)
+    world.settle()
+    assert isinstance(world.replies[call], Unavailable)
+    assert world.hosts[1].exited is not None
+    assert world.hosts[1].exited.status == 1
+    assert "disk on fire" in world.hosts[1].exited.reason
+
+
+def test_higher_priority_goes_first_and_age_breaks_ties(world: World) -> None:
+    world.cluster(offer=offer(1))
+    (first,) = world.submit()
+    low, high, later = world.submit(priority=1)[0], world.submit(priority=9)[0], world.submit(priority=9)[0]
+    world.end(first)
+    world.end(high)
+    world.end(later)
+    world.end(low)
+    assert [begin.key.task_id for _, begin in world.started] == [first, high, later, low]
+
+
+def test_tasks_spread_evenly_over_idle_workers(world: World) -> None:
+    world.cluster(3, offer=offer(4))
+    tasks = world.submit(6)
+    counts = [sum(world.where(task) == [node_id] for task in tasks) for node_id in (11, 12, 13)]
+    assert counts == [2, 2, 2]
+
+
+def test_a_worker_is_given_no_more_than_its_slots_while_durations_are_unknown(world: World) -> None:
+    world.cluster(offer=offer(2))
+    world.submit(10)
+    assert len(world.scheduler.roster.get(11).assigned) == 2
+
+
+def test_short_tasks_are_prefetched_and_long_ones_are_not(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit(3)
+    world.work = lambda begin: None
+    world.submit(100)
+    assert len(world.scheduler.roster.get(11).assigned) > 20
+    slow = World().cluster(offer=offer(1))
+    (first, *_) = slow.submit(5)
+    slow.run(60)
+    shape = slow.scheduler.ledger.tasks[first].shape
+    shape.mean_s = 60.0
+    slow.end(first)
+    assert len(slow.scheduler.roster.get(11).assigned) == 1
+
+
+def test_resources_are_never_overcommitted(world: World) -> None:
+    world.cluster(offer=offer(8, gpus=2, memory=1000))
+    gpu_tasks = world.submit(5, resources={"gpus": 1000})
+    big = world.submit(2, resources={"memory": 600_000})
+    running = {begin.key.task_id for begin in world.hosts[11].running.values()}
+    assert len(running & set(gpu_tasks)) == 2
+    assert len(running & set(big)) == 1
+
+
+def test_a_task_that_fits_nowhere_does_not_hold_back_the_others(world: World) -> None:
+    world.cluster()
+    (stuck,) = world.submit(priority=100, resources={"gpus": 1000})
+    (other,) = world.submit()
+    assert world.where(stuck) == []
+    assert world.where(other) == [11]
+
+
+def test_zero_retries_means_zero(world: World) -> None:
+    world.cluster().work = lambda begin: Outcome.EXIT_NONZERO
+    (task,) = world.submit()
+    world.run(3600)
+    assert world.state(task) is TaskState.FAILED
+    assert world.outcomes(task) == [Outcome.EXIT_NONZERO]
+
+
+def test_retries_come_with_growing_waits_and_end(world: World) -> None:
+    world.cluster().work = lambda begin: Outcome.EXCEPTION
+    (task,) = world.submit(retries=2, backoff=Backoff(initial_s=10, factor=3, jitter=0))
+    assert world.state(task) is TaskState.RETRYING
+    world.run(9.9)
+    assert len(world.where(task)) == 1
+    world.run(0.2)
+    assert len(world.where(task)) == 2
+    world.run(29)
+    assert len(world.where(task)) == 2
+    world.run(2)
+    assert world.state(task) is TaskState.FAILED
+    assert world.outcomes(task) == [Outcome.EXCEPTION] * 3
+
+
+def test_a_delayed_task_waits_for_its_time(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit(not_before_s=world.utc + 100)
+    assert world.state(task) is TaskState.SCHEDULED
+    world.run(99)
+    assert world.where(task) == []
+    world.run(2)
+    assert world.where(task) == [11]
+
+
+def test_a_clock_set_forward_brings_delayed_tasks_due(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit(not_before_s=world.utc + 1000)
+    world.utc_offset_s += 2000
+    world.hosts[1].node.handle(ev.ClockRead(world.utc_offset_s), world.now)
+    world.run(0.1)
+    assert world.where(task) == [11]
+
+
+def test_a_task_that_cannot_begin_by_its_deadline_expires(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit(deadline_s=world.utc + 5, resources={"gpus": 1000})
+    (begun,) = world.submit(deadline_s=world.utc + 5)
+    world.run(6)
+    assert world.state(task) is TaskState.EXPIRED
+    assert world.state(begun) is TaskState.RUNNING
+    assert not len(world.scheduler.ledger.queue)
+
+
+def test_a_timeout_terminates_then_kills_and_is_recorded_as_such(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit(timeout_s=10.0, grace_s=3.0)
+    world.run(11)
+    assert [type(effect) for effect in world.hosts[11].signals] == [fx.Terminate]
+    world.run(3)
+    assert [type(effect) for effect in world.hosts[11].signals] == [fx.Terminate, fx.Kill]
+    world.end(task, Outcome.SIGNAL)
+    assert world.state(task) is TaskState.TIMED_OUT
+    assert world.outcomes(task) == [Outcome.TIMEOUT]
+
+
+def test_cancel_of_a_queued_task_is_immediate(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.submit()
+    (queued,) = world.submit()
+    assert world.cancel(queued) == [queued]
+    assert world.state(queued) is TaskState.CANCELLED
+    assert world.outcomes(queued) == []
+
+
+def test_cancel_of_a_running_task_is_decided_when_it_is_dead(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world.cancel(task)
+    assert world.state(task) is TaskState.CANCELLING
+    assert [type(effect) for effect in world.hosts[11].signals] == [fx.Terminate]
+    world.end(task, Outcome.SIGNAL)
+    assert world.state(task) is TaskState.CANCELLED
+
+
+def test_a_success_that_came_before_the_cancel_wins(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world.cancel(task)
+    world.end(task, Outcome.OK)
+    assert world.state(task) is TaskState.SUCCEEDED
+
+
+def test_cancel_of_a_retrying_task_ends_it(world: World) -> None:
+    world.cluster().work = lambda begin: Outcome.EXIT_NONZERO
+    (task,) = world.submit(retries=5)
+    world.cancel(task)
+    assert world.state(task) is TaskState.CANCELLED
+    world.run(1000)
+    assert len(world.where(task)) == 1
+
+
+def test_cancel_of_an_unknown_or_ended_task_is_passed_over(world: World) -> None:
+    world.cluster().work = lambda begin: Outcome.OK
+    (task,) = world.submit()
+    assert world.cancel(task, b"x" * 16) == []
+
+
+def test_the_same_submission_twice_makes_one_task(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world._ids -= 1
+    (again,) = world.submit()
+    assert again == task
+    assert world.replies[world._calls] == [task]
+    assert world.where(task) == [11]
+
+
+def test_a_full_queue_refuses_the_whole_submission(world: World) -> None:
+    world.cluster(settings=SchedulerSettings(queued_max=5))
+    world.submit(4)
+    world.submit(2)
+    assert isinstance(world.replies[world._calls], Overloaded)
+    assert len(world.hosts[1].rows) == 4
+
+
+def test_a_lost_worker_means_another_attempt_after_the_grace(world: World) -> None:
+    world.cluster(2, offer=offer(1))
+    first, second = world.submit(2)
+    victim = world.where(first)[0]
+    world.crash(victim)
+    world.end(second)
+    world.run(4.9)
+    assert len(world.where(first)) == 1
+    world.run(0.2)
+    assert len(world.where(first)) == 2
+    world.end(first)
+    assert world.outcomes(first) == [Outcome.LOST, Outcome.OK]
+
+
+def test_a_worker_that_reconnects_in_time_keeps_its_work(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world.cut(1, 11)
+    world.run(4)
+    world.connect(1, 11)
+    world.run(60)
+    world.end(task)
+    assert world.where(task) == [11]
+    assert world.state(task) is TaskState.SUCCEEDED
+
+
+def test_a_result_found_while_disconnected_is_brought_after(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world.cut(1, 11)
+    world.end(task)
+    assert world.state(task) is not TaskState.SUCCEEDED
+    world.connect(1, 11)
+    world.settle()
+    assert world.state(task) is TaskState.SUCCEEDED
+    assert not world.hosts[11].node.worker.unacknowledged_count
+
+
+def test_a_result_that_comes_after_the_task_was_given_to_another_is_acknowledged_and_not_recorded(world: World) -> None:
+    world.cluster(2, offer=offer(1))
+    (task,) = world.submit()
+    (first,) = world.where(task)
+    world.cut(1, first)
+    world.run(6)
+    assert len(world.where(task)) == 2
+    late = next(iter(world.hosts[first].running))
+    ended = msg.AttemptEnded(late, Outcome.EXIT_NONZERO, world.utc, world.utc)
+    world._todo.append((first, ev.Progressed([], [ended])))
+    world.connect(1, first)
+    world.settle()
+    assert not world.hosts[first].node.worker.unacknowledged_count
+    assert world.state(task) is TaskState.RUNNING
+    assert world.scheduler.stats.late_results == 1
+
+
+def test_a_worker_that_comes_back_with_an_attempt_given_up_is_told_to_end_it(world: World) -> None:
+    world.cluster(2, offer=offer(1))
+    (task,) = world.submit()
+    (first,) = world.where(task)
+    world.cut(1, first)
+    world.run(6)
+    world.connect(1, first)
+    world.settle()
+    assert [type(effect) for effect in world.hosts[first].signals] == [fx.Terminate]
+
+
+def test_a_worker_restarted_quicker_than_any_timeout_has_lost_its_attempts(world: World) -> None:
+    world.cluster(offer=offer(1))
+    (task,) = world.submit()
+    world.run(1)
+    world.crash(11)
+    world.restart(11)
+    assert world.outcomes(task) == [Outcome.LOST, None]
+    world.end(task)
+    assert world.state(task) is TaskState.SUCCEEDED
+
+
+def test_a_worker_crashed_before_its_result_was_acknowledged_still_delivers_it(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world.cut(1, 11)
+    world.end(task)
+    world.crash(11)
+    world.restart(11)
+    world.run(1)
+    assert world.outcomes(task) == [Outcome.OK]
+
+
+def test_on_lost_fail_means_at_most_once(world: World) -> None:
+    world.cluster(2)
+    (task,) = world.submit(on_lost="fail")
+    world.crash(world.where(task)[0])
+    world.run(10)
+    assert world.state(task) is TaskState.FAILED
+    assert len(world.where(task)) == 1
+    assert "on_lost" in world.record(task).reason
+
+
+def test_a_task_that_takes_worker_after_worker_down_is_stopped(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    for _ in range(3):
+        world.crash(11)
+        world.restart(11)
+    assert world.state(task) is TaskState.FAILED
+    assert world.outcomes(task) == [Outcome.LOST] * 3
+    assert len(world.where(task)) == 3
+
+
+def test_a_restarted_scheduler_goes_on_and_running_tasks_are_not_started_again(world: World) -> None:
+    world.cluster(2, offer=offer(2))
+    tasks = world.submit(10)
+    running = {begin.key.task_id for host in world.hosts.values() for begin in host.running.values()}
+    assert len(running) == 4
+    world.crash(1)
+    world.run(2)
+    world.restart(1)
+    world.run(2)
+    for _ in range(10):
+        for task in tasks:
+            if any(key.task_id == task for host in world.hosts.values() for key in host.running):
+                world.end(task)
+    assert all(world.state(task) is TaskState.SUCCEEDED for task in tasks)
+    assert all(len(world.where(task)) == 1 for task in tasks)
+
+
+def test_a_restarted_scheduler_waits_for_workers_then_gives_their_attempts_up(world: World) -> None:
+    world.cluster(2, offer=offer(1))
+    (task,) = world.submit()
+    (worker,) = world.where(task)
+    world.crash(1)
+    world.crash(worker)
+    world.restart(1)
+    world.run(1)
+    (fresh,) = world.submit()
+    assert len(world.where(fresh)) == 1, "new tasks do not wait for missing workers"
+    world.end(fresh)
+    world.run(8)
+    assert len(world.where(task)) == 1
+    world.run(2)
+    assert len(world.where(task)) == 2
+
+
+def test_a_restarted_scheduler_leads_under_a_greater_term(world: World) -> None:
+    world.cluster()
+    before = world.hosts[1].term
+    world.crash(1)
+    world.restart(1)
+    world.run(1)
+    assert world.hosts[1].term.rank() > before.rank()
+    assert world.hosts[11].node.worker.term == world.hosts[1].term
+
+
+def test_an_orderly_stop_of_a_worker_moves_its_work_at_once_and_counts_as_no_failure(world: World) -> None:
+    world.cluster(2, offer=offer(1))
+    (task,) = world.submit()
+    (worker,) = world.where(task)
+    world._todo.append((worker, ev.StopWanted()))
+    world.settle()
+    assert [type(effect) for effect in world.hosts[worker].signals] == [fx.Terminate]
+    world.end(task, Outcome.SIGNAL)
+    assert world.hosts[worker].exited == fx.Exit(0, "stopped")
+    assert world.outcomes(task) == [Outcome.PREEMPTED, None]
+    assert len(world.where(task)) == 2
+
+
+def test_an_orderly_stop_gives_back_what_has_not_begun(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit(2)
+    world.work = lambda begin: None
+    tasks = world.submit(10)
+    assert world.hosts[11].node.worker.waiting_count == 9
+    world._todo.append((11, ev.StopWanted()))
+    world.settle()
+    world.end(tasks[0], Outcome.SIGNAL)
+    assert world.hosts[11].exited is not None
+    assert all(world.state(task) is TaskState.QUEUED for task in tasks)
+
+
+def test_drain_gives_nothing_new_and_takes_back_what_waits(world: World) -> None:
+    world.cluster(2, offer=offer(1))
+    world.ask(lambda call: ev.DrainWanted(call, 11, "new disk"))
+    tasks = world.submit(3)
+    assert [world.where(task) for task in tasks] == [[12], [], []]
+    world.crash(1)
+    world.restart(1)
+    world.run(1)
+    assert world.scheduler.roster.get(11).drain_reason == "new disk"
+    world.ask(lambda call: ev.DrainWanted(call, 11, None))
+    assert world.where(tasks[1]) == [11]
+
+
+def test_work_that_waits_at_one_worker_goes_to_another_that_idles(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit(1)
+    shape = next(iter(world.scheduler.ledger.queue._shapes.values()))
+    shape.mean_s = 0.04
+    world.work = lambda begin: None
+    tasks = world.submit(2)
+    assert len(world.scheduler.roster.get(11).assigned) == 2
+    world.add(12, "worker", offer=offer(1))
+    assert world.where(tasks[1]) == [12]
+
+
+def test_an_attempt_the_worker_never_heard_of_is_found_by_the_inventory(world: World) -> None:
+    world.cluster(offer=offer(1))
+    (task,) = world.submit()
+    key = next(iter(world.hosts[11].running))
+    worker = world.hosts[11].node.worker
+    del worker._running[key]
+    worker._used.clear()
+    world.hosts[11].running.clear()
+    world.run(11)
+    assert world.outcomes(task)[0] is Outcome.LOST
+    assert len(world.where(task)) == 2
+
+
+def test_a_node_that_is_both_talks_to_itself(world: World) -> None:
+    world.add(1, "scheduler", "worker")
+    world.run(1)
+    world.work = lambda begin: Outcome.OK
+    (task,) = world.submit()
+    assert world.state(task) is TaskState.SUCCEEDED
+    world._todo.append((1, ev.StopWanted()))
+    world.settle()
+    assert world.hosts[1].exited == fx.Exit(0, "stopped")
+
+
+def test_a_second_scheduler_follows_and_refuses_to_decide(world: World) -> None:
+    world.cluster()
+    world.add(2, "scheduler")
+    world.run(5)
+    second = world.hosts[2].node.scheduler
+    assert not second.leads
+    assert isinstance(world.ask(lambda call: ev.Submitted(call, []), 2), NoLeader)
+    world.crash(1)
+    world.run(60)
+    assert not second.leads, "the accepted tasks are on the first one's disk alone"
+
+
+def test_a_lower_id_that_arrives_first_leads(world: World) -> None:
+    world.add(2, "scheduler")
+    world.add(1, "scheduler")
+    world.run(2)
+    assert world.scheduler.leads
+    assert not world.hosts[2].node.scheduler.leads
+
+
+def test_workers_refuse_a_lesser_term(world: World) -> None:
+    world.cluster()
+    worker = world.hosts[11].node.worker
+    term = worker.term
+    stale = msg.Term(term.epoch - 1, 7, 1)
+    world._todo.append((11, ev.Received(7, [msg.Leading(stale)])))
+    world.settle()
+    assert worker.leader == 1
+    assert worker.term == term
+
+
+def test_a_leader_with_an_impossible_epoch_is_not_believed(world: World) -> None:
+    world.cluster()
+    world._todo.append((1, ev.Received(2, [msg.Leading(msg.Term(1 << 40, 2, 1))])))
+    world.settle()
+    assert world.scheduler.leads
+    assert any(entry.event == "term refused" for entry in world.logs)
