@@ -21,7 +21,7 @@ from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 
 OnProgress = Callable[[list[AttemptStarted], list[AttemptEnded]], None]
 
-STARTED_AFTER_S = 0.05  # An attempt that ends sooner is never announced as started: one message less for each.
+STARTED_AFTER_S = 0.01  # An attempt that ends sooner is never told as started; others are within twice this time.
 ERROR_TEXT_CHARS_MAX = 16 << 10  # Of an error's message, and of its traceback: a record keeps up to ten of them.
 ERROR_FILE = ".taskd-error"  # In the task's directory.
 
@@ -64,23 +64,9 @@ class Place(Struct, frozen=True):
     socket: str  # of this daemon's API
     worker: str  # this worker's store id, 32 hexadecimal digits
 
-    @property
-    def tasks_directory(self) -> Path:
-        """Holds the private directories of running attempts."""
-        return self.directory / "tasks"
-
-    @property
-    def output_directory(self) -> Path:
-        """Holds what tasks write to stdout and stderr."""
-        return self.directory / "output"
-
-    def task_directory(self, key: AttemptKey) -> str:
-        """The private directory of one attempt: made before it begins, removed with all that is in it at its end."""
-        return f"{self.directory}/tasks/{key.task_id.hex()}.{key.number}"
-
-    def environment(self, key: AttemptKey) -> dict[str, str]:
-        """The variables by which an attempt knows itself, and by which its processes are known."""
-        directory = self.task_directory(key)
+    def environment(self, key: AttemptKey, directory: str) -> dict[str, str]:
+        """The variables by which an attempt knows itself, and by which its processes are known. `directory` is its
+        private one."""
         return {
             "TASKD_TASK_ID": task_id_text(key.task_id),
             "TASKD_ATTEMPT": str(key.number),
@@ -112,9 +98,11 @@ def fence(key: AttemptKey) -> str:
     return f"{term.epoch}.{term.node_id}.{term.boot}.{key.lsn}.{key.number}"
 
 
-def ended(key: AttemptKey, outcome: Outcome, report: Report, started_s: float = 0.0) -> AttemptEnded:
-    """How an attempt ended, just now. `started_s` is UTC, 0 where it never began."""
-    return AttemptEnded(key, int(outcome), started_s, time.time(), encode(report))
+def ended(
+    key: AttemptKey, outcome: Outcome, report: Report, started_s: float = 0.0, ended_s: float | None = None
+) -> AttemptEnded:
+    """How an attempt ended. Times are UTC: `started_s` is 0 where it never began, `ended_s` is by default now."""
+    return AttemptEnded(key, int(outcome), started_s, time.time() if ended_s is None else ended_s, encode(report))
 
 
 def not_started(key: AttemptKey, error: ErrorInfo) -> AttemptEnded:

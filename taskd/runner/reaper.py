@@ -1,0 +1,224 @@
+"""Keeps the machine clean of what tasks leave behind: orphans, zombies, and processes of an earlier daemon.
+
+The daemon makes itself the sub-reaper of its descendants: a process whose parent dies becomes the daemon's child,
+even after a double fork and a session of its own. Such a *stray* is told from the children that the daemon started
+itself by the list of those (`own`), and traced to its attempt by TASKD_FENCE in its environment. No stray shares the
+daemon's own session: every task begins a new one, and nobody can join a session later.
+
+Never waits for "any child": each owner reaps its own processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+PR_SET_CHILD_SUBREAPER = 36
+PR_GET_CHILD_SUBREAPER = 37
+LEFTOVERS_S_MAX = 5.0  # How long a start waits for killed leftovers to vanish; those stuck in the kernel may never.
+LEFTOVERS_POLL_S = 0.01
+CHILDREN_BYTES = 1 << 16
+SWEEP_S = 1.0  # How long a stray that ended by itself may stay a zombie.
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Leftovers(Struct, frozen=True):
+    """Processes of an earlier daemon's tasks: how many were killed, and the ids of those that would not die."""
+
+    killed: int
+    alive: tuple[int, ...]
+
+
+class Reaper:
+    """The strays of one worker, whose store id `worker` marks the environment of all its tasks."""
+
+    def __init__(self, worker: str) -> None:
+        self._mark = f"\0TASKD_WORKER={worker}\0".encode()
+        self._owned: set[int] = set()
+        self._strays: dict[int, str] = {}
+        self._children_fd = -1
+        self._lists_all = False
+        self._was_subreaper = False
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def open(self) -> Leftovers:
+        """Become the sub-reaper, and end what an earlier daemon left running. Before any task is started."""
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Inherited; it would throw away every exit status.
+        self._was_subreaper = _set_subreaper(True)
+        with contextlib.suppress(FileNotFoundError):  # A kernel without it: /proc is searched instead.
+            self._children_fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+        # Strays fall to the main thread; children belong to the thread that started them.
+        self._lists_all = threading.get_native_id() == os.getpid()
+        leftovers = await self._end_leftovers()
+        self._sweep()
+        return leftovers
+
+    def own(self, pid: int) -> None:
+        """This child has an owner, who will reap it. To be told in the step that starts it."""
+        self._owned.add(pid)
+
+    def disown(self, pid: int) -> None:
+        """This child was reaped by its owner."""
+        self._owned.discard(pid)
+
+    def strays(self) -> dict[int, str]:
+        """The living strays: process id to the fence of its attempt, "" where it cannot be told. Reaps dead ones.
+
+        Costs a microsecond while there are none."""
+        raw = self._read_children()
+        if self._lists_all and not self._strays and raw.count(b" ") == len(self._owned):
+            return self._strays
+        own_session = os.getsid(0)
+        found: dict[int, str] = {}
+        for pid in map(int, raw.split()):
+            if pid in self._owned or _session(pid) in (own_session, -1) or _reap(pid):
+                continue
+            found[pid] = self._strays.get(pid) or _fence(pid)
+        self._strays = found
+        return found
+
+    def kill(self, fence: str) -> None:
+        """Kill the strays of one attempt. Their own children become strays then: ask `strays` until none is left."""
+        for pid, of in self.strays().items():
+            if of == fence:
+                _kill(pid)
+
+    async def close(self) -> None:
+        """Kill every stray, traced or not, and be no sub-reaper any more."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for _ in range(round(LEFTOVERS_S_MAX / LEFTOVERS_POLL_S)):
+            strays = self.strays()
+            if not strays:
+                break
+            for pid in strays:
+                _kill(pid)
+            await asyncio.sleep(LEFTOVERS_POLL_S)
+        if not self._was_subreaper:
+            _set_subreaper(False)
+        if self._children_fd >= 0:
+            os.close(self._children_fd)
+            self._children_fd = -1
+
+    def _sweep(self) -> None:
+        self.strays()
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _read_children(self) -> bytes:
+        if self._children_fd < 0:
+            return b"".join(b"%d " % pid for pid in _children_searched())
+        raw = b""
+        while part := os.pread(self._children_fd, CHILDREN_BYTES, len(raw)):  # A page or so at a time.
+            raw += part
+        return raw
+
+    async def _end_leftovers(self) -> Leftovers:
+        killed: set[int] = set()
+        spared = set(_ancestry())
+        alive: tuple[int, ...] = ()
+        for _ in range(round(LEFTOVERS_S_MAX / LEFTOVERS_POLL_S)):
+            alive = tuple(pid for pid in _process_ids() if pid not in spared and self._kill_leftover(pid))
+            if not alive:
+                break
+            killed.update(alive)
+            await asyncio.sleep(LEFTOVERS_POLL_S)
+        return Leftovers(len(killed.difference(alive)), alive)
+
+    def _kill_leftover(self, pid: int) -> bool:
+        """Whether it was one and, when last seen, alive."""
+        try:
+            if os.stat(f"/proc/{pid}").st_uid != os.geteuid() or self._mark not in _environment(pid):
+                return False
+            handle = os.pidfd_open(pid)
+        except OSError:
+            return False
+        try:
+            if self._mark not in _environment(pid):  # Ended meanwhile: the handle may be of a newcomer.
+                return False
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+
+def _set_subreaper(wanted: bool) -> bool:
+    """What it was before. Raises OSError."""
+    before = ctypes.c_int()
+    if _libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_GET_CHILD_SUBREAPER) failed")
+    if _libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(wanted), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+    return bool(before.value)
+
+
+def _reap(pid: int) -> bool:
+    """Whether this child is gone: reaped just now, or before."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
+def _kill(pid: int) -> None:
+    # A child that nobody has reaped keeps its number: this cannot hit another process.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _environment(pid: int) -> bytes:
+    """With a NUL before and after each `NAME=value`; empty where it may not be read or the process has ended."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return b"\0" + file.read()
+    except OSError:
+        return b""
+
+
+def _fence(pid: int) -> str:
+    _, found, rest = _environment(pid).partition(b"\0TASKD_FENCE=")
+    return rest.partition(b"\0")[0].decode(errors="replace") if found else ""
+
+
+def _process_ids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _ancestry() -> Iterator[int]:
+    """This process, its parent, and so on up."""
+    pid = os.getpid()
+    while pid > 0:
+        yield pid
+        pid = _parent(pid)
+
+
+def _parent(pid: int) -> int:
+    """0 where it has none or is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+def _children_searched() -> Iterator[int]:
+    own = os.getpid()
+    return (pid for pid in _process_ids() if _parent(pid) == own)
