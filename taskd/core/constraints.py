@@ -1,4 +1,4 @@
-"""Constraints on the labels of nodes: `key=value`, `key!=value`, `key in a,b`, `key` (has that label), `!key` (has not)."""
+"""Constraints on a worker's labels: `key=value`, `key!=value`, `key in a,b`, and `key` (has the label at all)."""
 
 from __future__ import annotations
 
@@ -8,51 +8,74 @@ from typing import Literal
 
 from msgspec import Struct
 
-Operator = Literal["=", "!=", "in", "has", "lacks"]
-_KEY = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]{0,62}"
-_FORMS: tuple[tuple[re.Pattern[str], Operator], ...] = (
-    (re.compile(rf"({_KEY})\s+in\s+(.+)"), "in"),
-    (re.compile(rf"({_KEY})\s*!=\s*(.*)"), "!="),
-    (re.compile(rf"({_KEY})\s*=\s*(.*)"), "="),
-    (re.compile(rf"!\s*({_KEY})()"), "lacks"),
-    (re.compile(rf"({_KEY})()"), "has"),
-)
+Operator = Literal["=", "!=", "in", "has"]
+
+VALUES_MAX = 64  # Of one `in`.
+
+_KEY = r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?"
+_CONSTRAINT = re.compile(rf"(?P<key>{_KEY})\s*(?:(?P<sign>!=|==?)(?P<value>.*)|\s(?P<word>in)(?:\s(?P<list>.*))?)?")
+_LABEL_KEY = re.compile(_KEY)
+_FORMS = "write key=value, key!=value, key in a,b, or key"
 
 
 class Constraint(Struct, frozen=True):
-    """One condition; `text` is how it was written."""
+    """What one label of a worker must be. `values` holds one value for `=` and `!=`, none for `has`."""
 
-    text: str
     key: str
-    operator: Operator
+    op: Operator
     values: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The one way to write it, so that equal constraints are equal texts."""
+        match self.op:
+            case "has":
+                return self.key
+            case "in":
+                return f"{self.key} in {','.join(self.values)}"
+            case sign:
+                return f"{self.key}{sign}{self.values[0]}"
 
 
 def parse(text: str) -> Constraint:
-    """A constraint from its text. Raises ValueError that shows the forms."""
-    for pattern, operator in _FORMS:
-        match = pattern.fullmatch(text.strip())
-        if match is None:
-            continue
-        key, value = match.group(1), match.group(2).strip()
-        if operator == "in":
-            values = tuple(part.strip() for part in value.split(","))
-            if not all(values):
-                break
-            return Constraint(text, key, operator, values)
-        return Constraint(text, key, operator, (value,) if operator in ("=", "!=") else ())
-    raise ValueError(f"{text!r} is no constraint; write key=value, key!=value, key in a,b, key, or !key")
+    """Read a constraint. Raises ValueError with a text that says what is wrong and what is allowed."""
+    stripped = text.strip()
+    if not stripped.isprintable():
+        raise ValueError(f"the constraint {text!r} holds characters that cannot be printed")
+    found = _CONSTRAINT.fullmatch(stripped)
+    if found is None:
+        raise ValueError(f"{text!r} is not a constraint: {_FORMS}")
+    key = found["key"]
+    if found["sign"]:
+        value = found["value"].strip()
+        if not value:
+            raise ValueError(f"the constraint {text!r} has no value: {_FORMS}")
+        return Constraint(key, "!=" if found["sign"] == "!=" else "=", (value,))
+    if found["word"]:
+        return Constraint(key, "in", _values(text, found["list"] or ""))
+    return Constraint(key, "has")
+
+
+def _values(text: str, listed: str) -> tuple[str, ...]:
+    values = tuple(sorted({value.strip() for value in listed.split(",")}))
+    if "" in values:
+        raise ValueError(f"the constraint {text!r} has an empty value: {_FORMS}")
+    if len(values) > VALUES_MAX:
+        raise ValueError(f"the constraint {text!r} lists {len(values)} values; {VALUES_MAX} are allowed")
+    return values
 
 
 def matches(constraint: Constraint, labels: Mapping[str, str]) -> bool:
-    """Whether labels meet it. A label that is missing meets `!=` and `!key`, nothing else."""
+    """Whether a worker with these labels fulfils it. A worker without the label fulfils only `!=`."""
     value = labels.get(constraint.key)
-    match constraint.operator:
+    match constraint.op:
         case "has":
             return value is not None
-        case "lacks":
-            return value is None
         case "!=":
-            return value not in constraint.values
+            return value != constraint.values[0]
         case _:
             return value in constraint.values
+
+
+def is_label_key(text: str) -> bool:
+    """Whether a label may be called so: letters, digits, and `. _ / -` between them."""
+    return _LABEL_KEY.fullmatch(text) is not None
