@@ -1,4 +1,4 @@
-"""Constraints on a worker's labels: `key=value`, `key!=value`, `key in a,b`, and `key` (has the label at all)."""
+"""Constraints on labels: `key=value`, `key!=value`, `key in a,b`, `key` (has that label), `!key` (has not)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ from typing import Literal
 
 from msgspec import Struct
 
-Operator = Literal["=", "!=", "in", "has"]
+Operator = Literal["=", "!=", "in", "has", "lacks"]
 
 VALUES_MAX = 64  # Of one `in`.
 
-_KEY = r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?"
-_CONSTRAINT = re.compile(rf"(?P<key>{_KEY})\s*(?:(?P<sign>!=|==?)(?P<value>.*)|\s(?P<word>in)(?:\s(?P<list>.*))?)?")
+_KEY = r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]*[A-Za-z0-9_])?"
+_CONSTRAINT = re.compile(
+    rf"(?P<lacks>!\s*)?(?P<key>{_KEY})\s*(?:(?P<sign>!=|==?)(?P<value>.*)|\s(?P<word>in)(?:\s(?P<list>.*))?)?"
+)
 _LABEL_KEY = re.compile(_KEY)
-_FORMS = "write key=value, key!=value, key in a,b, or key"
+_FORMS = "write key=value, key!=value, key in a,b, key, or !key"
 
 
 class Constraint(Struct, frozen=True):
-    """What one label of a worker must be. `values` holds one value for `=` and `!=`, none for `has`."""
+    """What one label of a worker must be. `values` holds one value for `=` and `!=`, none for `has` and `lacks`."""
 
     key: str
     op: Operator
     values: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
         """The one way to write it, so that equal constraints are equal texts."""
         match self.op:
             case "has":
                 return self.key
+            case "lacks":
+                return f"!{self.key}"
             case "in":
                 return f"{self.key} in {','.join(self.values)}"
             case sign:
@@ -42,7 +47,7 @@ def parse(text: str) -> Constraint:
     if not stripped.isprintable():
         raise ValueError(f"the constraint {text!r} holds characters that cannot be printed")
     found = _CONSTRAINT.fullmatch(stripped)
-    if found is None:
+    if found is None or (found["lacks"] and (found["sign"] or found["word"])):
         raise ValueError(f"{text!r} is not a constraint: {_FORMS}")
     key = found["key"]
     if found["sign"]:
@@ -52,7 +57,7 @@ def parse(text: str) -> Constraint:
         return Constraint(key, "!=" if found["sign"] == "!=" else "=", (value,))
     if found["word"]:
         return Constraint(key, "in", _values(text, found["list"] or ""))
-    return Constraint(key, "has")
+    return Constraint(key, "lacks" if found["lacks"] else "has")
 
 
 def _values(text: str, listed: str) -> tuple[str, ...]:
@@ -65,11 +70,13 @@ def _values(text: str, listed: str) -> tuple[str, ...]:
 
 
 def matches(constraint: Constraint, labels: Mapping[str, str]) -> bool:
-    """Whether a worker with these labels fulfils it. A worker without the label fulfils only `!=`."""
+    """Whether a worker with these labels fulfils it. A worker without the label fulfils `!=` and `!key` only."""
     value = labels.get(constraint.key)
     match constraint.op:
         case "has":
             return value is not None
+        case "lacks":
+            return value is None
         case "!=":
             return value != constraint.values[0]
         case _:

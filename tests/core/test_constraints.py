@@ -18,6 +18,8 @@ from taskd.core.constraints import VALUES_MAX, Constraint, is_label_key, matches
         ("zone in b, a ,b", Constraint("zone", "in", ("a", "b")), "zone in a,b"),
         ("zone\tin a".expandtabs(1), Constraint("zone", "in", ("a",)), "zone in a"),
         ("gpu", Constraint("gpu", "has"), "gpu"),
+        ("! gpu", Constraint("gpu", "lacks"), "!gpu"),
+        ("_private", Constraint("_private", "has"), "_private"),
         ("in", Constraint("in", "has"), "in"),
         ("in in in", Constraint("in", "in", ("in",)), "in in in"),
         ("example.org/disk-type=ssd", Constraint("example.org/disk-type", "=", ("ssd",)), "example.org/disk-type=ssd"),
@@ -26,7 +28,7 @@ from taskd.core.constraints import VALUES_MAX, Constraint, is_label_key, matches
 )
 def test_forms(text: str, constraint: Constraint, canonical: str) -> None:
     assert parse(text) == constraint
-    assert str(constraint) == canonical
+    assert constraint.text == canonical
     assert parse(canonical) == constraint
 
 
@@ -36,6 +38,9 @@ def test_forms(text: str, constraint: Constraint, canonical: str) -> None:
         ("", "is not a constraint"),
         ("  ", "is not a constraint"),
         ("=a", "is not a constraint"),
+        ("!zone=a", "is not a constraint"),
+        ("!zone in a", "is not a constraint"),
+        ("!", "is not a constraint"),
         ("cpus >= 4", "is not a constraint"),
         ("two words", "is not a constraint"),
         ("-key=a", "is not a constraint"),
@@ -67,6 +72,8 @@ def test_what_is_refused_is_explained(text: str, complaint: str) -> None:
         ("zone in a,b", {}, False),
         ("zone", {"zone": ""}, True),
         ("zone", {"Zone": "a"}, False),
+        ("!zone", {}, True),
+        ("!zone", {"zone": ""}, False),
     ],
 )
 def test_matches(text: str, labels: dict[str, str], verdict: bool) -> None:
@@ -84,4 +91,4 @@ def test_any_text_is_read_the_same_again_or_refused(text: str) -> None:
         constraint = parse(text)
     except ValueError:
         return
-    assert parse(str(constraint)) == constraint
+    assert parse(constraint.text) == constraint
