@@ -5,14 +5,12 @@ The docstring of a class is its default text. `field` names the part of the requ
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class TaskdError(Exception):
     """Something went wrong inside taskd."""
 
-    code: ClassVar[str] = "internal"
-    status: ClassVar[int] = 500
+    code: str = "internal"
+    status: int = 500
 
     def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
         self.message = message if message is not None else " ".join((type(self).__doc__ or "").split())
@@ -56,6 +54,12 @@ class Conflict(TaskdError):
     code, status = "conflict", 409
 
 
+class TooSlow(TaskdError):
+    """The rest of the request did not come in time."""
+
+    code, status = "too_slow", 408
+
+
 class TooLarge(TaskdError):
     """The request is larger than the limit."""
 
@@ -84,6 +88,12 @@ class DiskFull(TaskdError):
     """The scheduler's disk is nearly full: no new tasks are taken until space is free again."""
 
     code, status = "disk_full", 507
+
+
+class NoDaemon(TaskdError):
+    """No taskd daemon answers on this machine; start one with `taskd start --role scheduler,worker`."""
+
+    code, status = "no_daemon", 503
 
 
 class ConfigError(TaskdError):
