@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from taskd.core.settings import SchedulerSettings
 from taskd.core.task import NodeRow, TaskRow, TaskSpec
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, Message, NodeInfo, Offer, Term
 
@@ -115,6 +116,12 @@ class DrainWanted(Event):
 # -- The node itself ---------------------------------------------------------------------------------------------------
 
 
+class SettingsChanged(Event):
+    """The leader's settings have changed."""
+
+    settings: SchedulerSettings
+
+
 class OfferChanged(Event):
     """What this worker offers has changed."""
 
@@ -132,4 +139,6 @@ class Ticked(Event):
 
 
 class StopWanted(Event):
-    """Stop in good order: give back what has not begun, end what runs, tell the peers."""
+    """Stop in good order: give back what has not begun; TERM to what runs, and KILL after `grace_s`."""
+
+    grace_s: float

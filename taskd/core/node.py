@@ -11,7 +11,8 @@ from typing import Any
 
 from taskd.core import events as ev
 from taskd.core.effects import Effect, Exit, Send
-from taskd.core.scheduler import Scheduler, SchedulerSettings
+from taskd.core.scheduler import Scheduler
+from taskd.core.settings import SchedulerSettings
 from taskd.core.worker import Worker
 from taskd.protocol import messages as msg
 
@@ -43,6 +44,7 @@ class Node:
             ev.Submitted: self._on_scheduler("on_submitted"),
             ev.CancelWanted: self._on_scheduler("on_cancel_wanted"),
             ev.DrainWanted: self._on_scheduler("on_drain_wanted"),
+            ev.SettingsChanged: self._on_scheduler("on_settings_changed"),
             ev.Committed: self._on_committed,
             ev.CommitFailed: self._on_commit_failed,
             ev.Ticked: self._on_ticked,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from msgspec import Struct
-
 from taskd.core import events as ev
 from taskd.core.deadlines import Deadlines
 from taskd.core.effects import AnnounceNode, Exit, Follow, Log, Reply, Send
@@ -19,6 +17,7 @@ from taskd.core.ledger import Ledger
 from taskd.core.outbox import Outbox
 from taskd.core.placement import place
 from taskd.core.roster import Roster, Worker
+from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
 from taskd.core.task import NodeRow, Task, TaskState
 from taskd.errors import NoLeader, NotFound, Overloaded, Unavailable
@@ -26,17 +25,6 @@ from taskd.protocol import messages as msg
 
 RUN_BYTES_MAX = 1 << 20  # Of specs in one Run message: far below a frame, so that no worker waits long for the first.
 RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than they could be fetched back.
-
-
-class SchedulerSettings(Struct, frozen=True):
-    """What an operator may set; see config/taskd.toml."""
-
-    queued_max: int = 10_000_000
-    worker_grace_s: float = 5.0
-    restart_grace_s: float = 10.0
-    prefetch_s: float = 0.05
-    prefetch_max: int = 512
-    crash_limit: int = 3
 
 
 class Scheduler:
@@ -300,6 +288,11 @@ class Scheduler:
     def _remember(self, worker: Worker) -> None:
         roles: tuple[str, ...] = worker.info.roles if worker.info is not None else ("worker",)
         self.outbox.node(NodeRow(worker.node_id, worker.name, roles, worker.drain_reason, worker.seen_s))
+
+    def on_settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
+        """The operator has changed what may be changed while running."""
+        self.settings = event.settings
+        self._unplaced = True
 
     # -- Placing -------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_spec, encode
 from taskd.protocol import messages as msg
 
-REPORT_STARTED_S = 0.02  # A task shorter than this is reported once, when it has ended.
 INVENTORY_S = 10.0
 STOP_ACKNOWLEDGED_S = 5.0  # How long a stopping worker waits for a leader to take its last outcomes; the journal has them.
 SHORT_CALL_S = 0.005  # Handler calls shorter than this are handed to their processes several at a time:
@@ -184,9 +183,9 @@ class Worker:
             running.started_s = started.started_s
             self._unreported[started.key] = started.started_s
             if running.spec.timeout_s:
-                self._limits.set(("timeout", started.key), now + running.spec.timeout_s)
-        if self._unreported and self._timers.get("started") is None:
-            self._timers.set("started", now + REPORT_STARTED_S)
+                # Runners tell of a beginning a moment later; the moment counts.
+                ran_s = max(0.0, self.utc(now) - started.started_s)
+                self._limits.set(("timeout", started.key), now + running.spec.timeout_s - ran_s)
         for ended in event.ended:
             self._on_ended(ended)
 
@@ -218,9 +217,9 @@ class Worker:
         self._unacknowledged[ended.key] = ended
         self._ended.append(ended)
 
-    def _terminate(self, key: msg.AttemptKey, now: float) -> None:
+    def _terminate(self, key: msg.AttemptKey, now: float, grace_s: float | None = None) -> None:
         if self._limits.get(("grace", key)) is None:
-            self._limits.set(("grace", key), now + self._running[key].spec.grace_s)
+            self._limits.set(("grace", key), now + (self._running[key].spec.grace_s if grace_s is None else grace_s))
             self._effects.append(Terminate(key))
 
     # -- The node ------------------------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ class Worker:
         self._specs.clear()
         for key, running in self._running.items():
             running.is_stopped = True
-            self._terminate(key, now)
+            self._terminate(key, now, event.grace_s)
         self._timers.set("acknowledgement", now + STOP_ACKNOWLEDGED_S)
 
     @property
@@ -282,24 +281,22 @@ class Worker:
             else:
                 self._effects.append(Kill(key))
         for timer in self._timers.pop_due(now):
-            if timer == "started":
-                self._report_started()
-            elif timer == "inventory" and self.leader is not None:
+            if timer == "inventory" and self.leader is not None:
                 keys = (*self._running, *self._specs, *self._unacknowledged)
                 self._effects.append(Send(self.leader, msg.Inventory(self._runs_seen, keys)))
                 self._timers.set("inventory", now + INVENTORY_S)
 
     def _report_started(self) -> None:
-        begun = list(self._unreported)
-        if begun:
-            self._effects.append(Journal(None, begun, [], []))
-        if self._registered and self.leader is not None and begun:
+        self._effects.append(Journal(None, list(self._unreported), [], []))
+        if self._registered and self.leader is not None:
             attempts = tuple(msg.AttemptStarted(key, at_s) for key, at_s in self._unreported.items())
             self._effects.append(Send(self.leader, msg.Started(attempts)))
         self._unreported.clear()
 
     def settle(self, now: float) -> list[Effect]:
         """At the end of a turn: start what fits, and report what ended."""
+        if self._unreported:
+            self._report_started()
         begins = self._take_fitting()
         if begins:
             self._effects.append(Start(begins))

@@ -6,7 +6,7 @@ import pytest
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
-from taskd.core.scheduler import SchedulerSettings
+from taskd.core.settings import SchedulerSettings
 from taskd.core.task import Backoff, Outcome, TaskState
 from taskd.errors import NoLeader, Overloaded, Unavailable
 from taskd.protocol import messages as msg
@@ -404,7 +404,7 @@ def test_an_orderly_stop_of_a_worker_moves_its_work_at_once_and_counts_as_no_fai
     world.cluster(2, offer=offer(1))
     (task,) = world.submit()
     (worker,) = world.where(task)
-    world._todo.append((worker, ev.StopWanted()))
+    world._todo.append((worker, ev.StopWanted(5.0)))
     world.settle()
     assert [type(effect) for effect in world.hosts[worker].signals] == [fx.Terminate]
     world.end(task, Outcome.SIGNAL)
@@ -420,7 +420,7 @@ def test_an_orderly_stop_gives_back_what_has_not_begun(world: World) -> None:
     world.work = lambda begin: None
     tasks = world.submit(10)
     assert world.hosts[11].node.worker.waiting_count == 9
-    world._todo.append((11, ev.StopWanted()))
+    world._todo.append((11, ev.StopWanted(5.0)))
     world.settle()
     world.end(tasks[0], Outcome.SIGNAL)
     assert world.hosts[11].exited is not None
@@ -472,7 +472,7 @@ def test_a_node_that_is_both_talks_to_itself(world: World) -> None:
     world.work = lambda begin: Outcome.OK
     (task,) = world.submit()
     assert world.state(task) is TaskState.SUCCEEDED
-    world._todo.append((1, ev.StopWanted()))
+    world._todo.append((1, ev.StopWanted(5.0)))
     world.settle()
     assert world.hosts[1].exited == fx.Exit(0, "stopped")
 

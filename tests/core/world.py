@@ -13,7 +13,7 @@ from uuid import UUID
 from taskd.core import effects as fx
 from taskd.core import events as ev
 from taskd.core.node import Node
-from taskd.core.scheduler import SchedulerSettings
+from taskd.core.settings import SchedulerSettings
 from taskd.core.task import Outcome, Record, TaskRow, TaskSpec, TaskState, decode_record, encode, units
 from taskd.protocol import messages as msg
 
