@@ -12,14 +12,14 @@ class Effect(Struct, frozen=True):
     """Something for the shell to do."""
 
 
-class Send(Effect):
+class Send(Effect, frozen=True):
     """Send a message to a peer; dropped where the peer is gone, which the core hears as PeerDown."""
 
     node_id: int
     message: Message
 
 
-class Commit(Effect):
+class Commit(Effect, frozen=True):
     """Make these rows durable, all or none; answer Committed or CommitFailed. One is in flight at a time."""
 
     seq: int
@@ -29,7 +29,7 @@ class Commit(Effect):
     nodes: list[NodeRow]
 
 
-class Reply(Effect):
+class Reply(Effect, frozen=True):
     """Answer a client's call: a value, or the error it gets."""
 
     call: int
@@ -48,13 +48,13 @@ class Change(Struct, frozen=True, gc=False):
     reason: str = ""
 
 
-class Announce(Effect):
+class Announce(Effect, frozen=True):
     """Tell waiters and event streams; only ever after the change is durable."""
 
     changes: list[Change]
 
 
-class AnnounceNode(Effect):
+class AnnounceNode(Effect, frozen=True):
     """Tell event streams of a node: kind is e.g. "node.up", "node.lost", "leader.changed"."""
 
     kind: str
@@ -69,25 +69,25 @@ class Begin(Struct, frozen=True, gc=False):
     spec: TaskSpec
 
 
-class Start(Effect):
+class Start(Effect, frozen=True):
     """Start these attempts; each will be heard of in Progressed."""
 
     attempts: list[Begin]
 
 
-class Terminate(Effect):
+class Terminate(Effect, frozen=True):
     """Ask an attempt to end: TERM to its whole group."""
 
     key: AttemptKey
 
 
-class Kill(Effect):
+class Kill(Effect, frozen=True):
     """End an attempt: KILL to its whole group."""
 
     key: AttemptKey
 
 
-class Journal(Effect):
+class Journal(Effect, frozen=True):
     """Write down at a worker what must outlive its process: attempts begun, outcomes, acknowledgements, the term."""
 
     term: Term | None
@@ -96,7 +96,7 @@ class Journal(Effect):
     acknowledged: list[AttemptKey]
 
 
-class Log(Effect):
+class Log(Effect, frozen=True):
     """One log line: an event name, and the fields that explain it."""
 
     level: str  # debug, info, warning, error
@@ -104,14 +104,14 @@ class Log(Effect):
     fields: dict[str, object]
 
 
-class Follow(Effect):
+class Follow(Effect, frozen=True):
     """Relay clients' calls to this leader from now on; None: nobody leads."""
 
     leader: int | None
     term: Term | None
 
 
-class Exit(Effect):
+class Exit(Effect, frozen=True):
     """End the process: going on would break a promise. Or, with status 0: everything is done, in good order."""
 
     status: int

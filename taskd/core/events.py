@@ -16,7 +16,7 @@ class Event(Struct, frozen=True):
 # -- The disk ----------------------------------------------------------------------------------------------------------
 
 
-class Loaded(Event):
+class Loaded(Event, frozen=True):
     """A scheduler's database was read at start: the greatest term seen, all unfinished tasks, the known nodes."""
 
     term: Term | None
@@ -24,7 +24,7 @@ class Loaded(Event):
     nodes: list[NodeRow]
 
 
-class JournalLoaded(Event):
+class JournalLoaded(Event, frozen=True):
     """A worker's journal was read at start: the greatest term obeyed, attempts that the last process left open (now
     dead), and outcomes that no leader has acknowledged."""
 
@@ -33,13 +33,13 @@ class JournalLoaded(Event):
     unacknowledged: list[AttemptEnded]
 
 
-class Committed(Event):
+class Committed(Event, frozen=True):
     """The commit `seq` is durable."""
 
     seq: int
 
 
-class CommitFailed(Event):
+class CommitFailed(Event, frozen=True):
     """The commit `seq` is not known to be durable: nobody may act on it any more."""
 
     seq: int
@@ -49,13 +49,13 @@ class CommitFailed(Event):
 # -- Other nodes -------------------------------------------------------------------------------------------------------
 
 
-class PeerUp(Event):
+class PeerUp(Event, frozen=True):
     """An authenticated connection to `node` is open and its hello was good."""
 
     node: NodeInfo
 
 
-class PeerDown(Event):
+class PeerDown(Event, frozen=True):
     """The connection is gone. `is_orderly`: the peer said Goodbye."""
 
     node_id: int
@@ -63,7 +63,7 @@ class PeerDown(Event):
     is_orderly: bool = False
 
 
-class Received(Event):
+class Received(Event, frozen=True):
     """Messages from a peer, in order, none of the session's own (Hello, Ping, Pong, Goodbye) and no relayed calls."""
 
     node_id: int
@@ -73,7 +73,7 @@ class Received(Event):
 # -- Task processes ----------------------------------------------------------------------------------------------------
 
 
-class Progressed(Event):
+class Progressed(Event, frozen=True):
     """Attempts that the runners began, then attempts that ended. `started` leaves out those that ended at once."""
 
     started: list[AttemptStarted]
@@ -91,21 +91,21 @@ class NewTask(Struct, frozen=True, gc=False):
     spec_bytes: bytes
 
 
-class Submitted(Event):
+class Submitted(Event, frozen=True):
     """A client wants tasks run: all are taken or none. Answered by Reply(call, list of ids taken earlier)."""
 
     call: int
     tasks: list[NewTask]
 
 
-class CancelWanted(Event):
+class CancelWanted(Event, frozen=True):
     """A client wants these tasks cancelled. Unknown or finished ids are passed over."""
 
     call: int
     ids: list[bytes]
 
 
-class DrainWanted(Event):
+class DrainWanted(Event, frozen=True):
     """A node is to finish what it runs and get nothing new (`reason`), or to be used again (None)."""
 
     call: int
@@ -116,29 +116,29 @@ class DrainWanted(Event):
 # -- The node itself ---------------------------------------------------------------------------------------------------
 
 
-class SettingsChanged(Event):
+class SettingsChanged(Event, frozen=True):
     """The leader's settings have changed."""
 
     settings: SchedulerSettings
 
 
-class OfferChanged(Event):
+class OfferChanged(Event, frozen=True):
     """What this worker offers has changed."""
 
     offer: Offer
 
 
-class ClockRead(Event):
+class ClockRead(Event, frozen=True):
     """What to add to the monotonic `now` to get UTC; told at start and whenever the clock was set."""
 
     utc_offset_s: float
 
 
-class Ticked(Event):
+class Ticked(Event, frozen=True):
     """A deadline may have come."""
 
 
-class StopWanted(Event):
+class StopWanted(Event, frozen=True):
     """Stop in good order: give back what has not begun; TERM to what runs, and KILL after `grace_s`."""
 
     grace_s: float

@@ -33,7 +33,7 @@ class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, 
 # -- Values ------------------------------------------------------------------------------------------------------------
 
 
-class Term(Part):
+class Term(Part, frozen=True):
     """One reign of one leader. Higher epoch is greater; then the lower node id; `boot` makes it unrepeatable."""
 
     epoch: Unsigned
@@ -45,7 +45,7 @@ class Term(Part):
         return (self.epoch, -self.node_id, self.boot)
 
 
-class AttemptKey(Part):
+class AttemptKey(Part, frozen=True):
     """Names one attempt of one task, once and for ever: the fencing token. `lsn` counts the commits of its term."""
 
     task_id: TaskId
@@ -54,7 +54,7 @@ class AttemptKey(Part):
     lsn: Unsigned
 
 
-class NodeInfo(Part):
+class NodeInfo(Part, frozen=True):
     """Who a node says it is. `node_id` and `roles` must agree with its certificate."""
 
     node_id: Unsigned
@@ -65,7 +65,7 @@ class NodeInfo(Part):
     version: Name
 
 
-class HandlerInfo(Part):
+class HandlerInfo(Part, frozen=True):
     """One Python handler that a worker offers. `schema` is the JSON Schema of its params, `{}` for anything."""
 
     type: Name
@@ -74,7 +74,7 @@ class HandlerInfo(Part):
     version: Name = ""
 
 
-class Offer(Part):
+class Offer(Part, frozen=True):
     """What a worker can run. Amounts are thousandths: 1500 of `cpus` are one and a half; memory is in bytes x 1000."""
 
     slots: Unsigned
@@ -84,21 +84,21 @@ class Offer(Part):
     handlers: tuple[HandlerInfo, ...] = ()
 
 
-class Assignment(Part):
+class Assignment(Part, frozen=True):
     """One attempt handed to a worker. `spec` is the msgpack of a core.task.TaskSpec, encoded once at submission."""
 
     key: AttemptKey
     spec: bytes
 
 
-class AttemptStarted(Part):
+class AttemptStarted(Part, frozen=True):
     """A worker began an attempt."""
 
     key: AttemptKey
     started_s: float
 
 
-class AttemptEnded(Part):
+class AttemptEnded(Part, frozen=True):
     """How an attempt ended. `outcome` is a core.task.Outcome, `report` the msgpack of a core.task.Report."""
 
     key: AttemptKey
@@ -111,7 +111,7 @@ class AttemptEnded(Part):
 # -- Both ways ---------------------------------------------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """The first message on a connection, both ways: nothing else counts before it."""
 
     version: Unsigned
@@ -119,27 +119,27 @@ class Hello(Message):
     node: NodeInfo
 
 
-class Ping(Message):
+class Ping(Message, frozen=True):
     """Asks for a Pong; also says that the sender lives. `sent_s` is the sender's clock, UTC."""
 
     number: Unsigned
     sent_s: float
 
 
-class Pong(Message):
+class Pong(Message, frozen=True):
     """Answers a Ping by its number; `sent_s` is the answering node's clock, from which skew is estimated."""
 
     number: Unsigned
     sent_s: float
 
 
-class Goodbye(Message):
+class Goodbye(Message, frozen=True):
     """The sender is about to close, in good order: it will not come back on this connection."""
 
     reason: Text
 
 
-class Request(Message):
+class Request(Message, frozen=True):
     """An API request relayed to the node that can answer it. `user` made it on the sender's socket; the body follows
     in parts until `last`."""
 
@@ -152,7 +152,7 @@ class Request(Message):
     last: bool
 
 
-class RequestPart(Message):
+class RequestPart(Message, frozen=True):
     """More of a Request's body."""
 
     call: Unsigned
@@ -160,7 +160,7 @@ class RequestPart(Message):
     last: bool
 
 
-class Response(Message):
+class Response(Message, frozen=True):
     """The answer to a Request, first part."""
 
     call: Unsigned
@@ -170,7 +170,7 @@ class Response(Message):
     last: bool
 
 
-class ResponsePart(Message):
+class ResponsePart(Message, frozen=True):
     """More of a Response's body."""
 
     call: Unsigned
@@ -178,7 +178,7 @@ class ResponsePart(Message):
     last: bool
 
 
-class Abandon(Message):
+class Abandon(Message, frozen=True):
     """The sender no longer wants the rest of a call that it made (`is_caller`), or cannot give it. Each side counts its
     own calls, so the number alone does not say whose it is."""
 
@@ -189,7 +189,7 @@ class Abandon(Message):
 # -- Scheduler to all --------------------------------------------------------------------------------------------------
 
 
-class Leading(Message):
+class Leading(Message, frozen=True):
     """Says whom the sender follows as the leader: itself with its own term, another, or nobody."""
 
     term: Term | None
@@ -198,7 +198,7 @@ class Leading(Message):
 # -- Worker to leader --------------------------------------------------------------------------------------------------
 
 
-class Register(Message):
+class Register(Message, frozen=True):
     """A worker's whole state, first thing to a leader: what it offers, which attempts it still holds (waiting or
     running), and the greatest term it has obeyed. Outcomes not yet acknowledged follow as Finished."""
 
@@ -208,7 +208,7 @@ class Register(Message):
     term: Term | None
 
 
-class Inventory(Message):
+class Inventory(Message, frozen=True):
     """Every attempt a worker holds, waiting, running or unacknowledged, after it handled `runs_seen` Run messages of
     this registration. What the leader thinks is there and is not was lost."""
 
@@ -216,25 +216,25 @@ class Inventory(Message):
     keys: tuple[AttemptKey, ...]
 
 
-class Started(Message):
+class Started(Message, frozen=True):
     """Attempts that began and are still running a moment later; short ones go straight to Finished."""
 
     attempts: tuple[AttemptStarted, ...]
 
 
-class Finished(Message):
+class Finished(Message, frozen=True):
     """Outcomes, sent again after every reconnect until acknowledged."""
 
     attempts: tuple[AttemptEnded, ...]
 
 
-class Returned(Message):
+class Returned(Message, frozen=True):
     """Attempts given back unstarted, on Recall or because the worker is stopping."""
 
     keys: tuple[AttemptKey, ...]
 
 
-class Offering(Message):
+class Offering(Message, frozen=True):
     """What the worker offers has changed (configuration, handlers)."""
 
     offer: Offer
@@ -243,34 +243,34 @@ class Offering(Message):
 # -- Leader to worker --------------------------------------------------------------------------------------------------
 
 
-class Registered(Message):
+class Registered(Message, frozen=True):
     """The leader has taken the worker in. Attempts it held that the leader no longer wants follow as Cancel."""
 
     term: Term
 
 
-class Run(Message):
+class Run(Message, frozen=True):
     """Attempts to run, in order of importance: the worker keeps what it cannot run yet by priority, then age."""
 
     term: Term
     assignments: tuple[Assignment, ...]
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """End these attempts: TERM, grace, KILL. Each is answered by Finished."""
 
     term: Term
     keys: tuple[AttemptKey, ...]
 
 
-class Recall(Message):
+class Recall(Message, frozen=True):
     """Give these attempts back if they have not begun. Answered by Returned for those given back."""
 
     term: Term
     keys: tuple[AttemptKey, ...]
 
 
-class Acknowledged(Message):
+class Acknowledged(Message, frozen=True):
     """These outcomes are recorded: the worker may forget them."""
 
     term: Term
