@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 
 from taskd.core.effects import Begin
@@ -24,6 +26,7 @@ OnProgress = Callable[[list[AttemptStarted], list[AttemptEnded]], None]
 STARTED_AFTER_S = 0.01  # An attempt that ends sooner is never told as started; others are within twice this time.
 ERROR_TEXT_CHARS_MAX = 16 << 10  # Of an error's message, and of its traceback: a record keeps up to ten of them.
 ERROR_FILE = ".taskd-error"  # In the task's directory.
+ERROR_FILE_BYTES_MAX = 64 << 10  # Read of it.
 
 # What a task inherits from the daemon's own environment; LC_* besides. The rest (secrets among it) stays here.
 INHERITED = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL", "TMPDIR")
@@ -117,6 +120,37 @@ def error_info(type: str, message: str, traceback: str = "") -> ErrorInfo:
     if len(traceback) > ERROR_TEXT_CHARS_MAX:
         traceback = "…" + traceback[-(ERROR_TEXT_CHARS_MAX - 1) :]
     return ErrorInfo(type[:255], message, traceback)
+
+
+def read_error_file(directory: str) -> ErrorInfo | None:
+    """What a failing task wrote into TASKD_ERROR_FILE: a JSON object {"type", "message", "traceback"}, each a text and
+    none of them needed, or else plain text, which is the message. None where it wrote nothing."""
+    try:
+        # Whatever stands there was made by the task: no pipe must be waited for, no link followed.
+        fd = os.open(f"{directory}/{ERROR_FILE}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        text = os.read(fd, ERROR_FILE_BYTES_MAX)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    if not text.strip():
+        return None
+    try:
+        given = msgspec.json.decode(text, type=_ErrorFile)
+    except (msgspec.DecodeError, RecursionError):
+        return error_info("TaskError", text.decode(errors="replace").strip())
+    return error_info(given.type or "TaskError", given.message, given.traceback)
+
+
+class _ErrorFile(Struct):
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
 
 
 class Progress:

@@ -1,0 +1,66 @@
+"""Memory running out, as far as it can be handled without control groups.
+
+Where there is no delegated cgroup v2, what a task asks for is counted by the scheduler but not enforced here. Resource
+limits would be the wrong tool: RLIMIT_AS counts address space, which Java, Go, Node and every sanitizer reserve by the
+terabyte, RLIMIT_DATA counts the untouched stacks of threads, and both hold for each process, not for the task. Instead
+the kernel is told to take tasks first when memory runs out, and its doing so is recognised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+OOM_SCORE = 500  # Of -1000..1000; 500 weighs like half the machine's memory: a task goes before any daemon.
+_READ_S = 1.0  # The least time between two looks at the counter.
+
+
+def oom_score_of_tasks() -> int:
+    """OOM_SCORE, or this process's own score where that is greater already."""
+    try:
+        with open("/proc/self/oom_score_adj", "rb") as file:
+            return max(OOM_SCORE, int(file.read()))
+    except OSError:
+        return OOM_SCORE
+
+
+def prefer_for_oom(pid: int, score: int) -> None:
+    """Have the kernel take this process, and what it will start, before others when memory runs out."""
+    with contextlib.suppress(OSError):  # It has ended already.
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d" % score)
+        finally:
+            os.close(fd)
+
+
+class OomCounter:
+    """Whether the kernel killed something for want of memory in the last second or two."""
+
+    def __init__(self, path: str = "/proc/vmstat") -> None:
+        self._path = path
+        self._read_at = 0.0
+        self._older = self._newer = 0
+
+    def look(self, now: float) -> None:
+        """To be called while tasks run, at monotonic `now`; looks at most once a second."""
+        if now - self._read_at < _READ_S:
+            return
+        count = self._read()
+        # After a long time without tasks the older reading says nothing about those that run now.
+        self._older = self._newer if now - self._read_at < 3 * _READ_S else count
+        self._newer = count
+        self._read_at = now
+
+    def has_risen(self) -> bool:
+        """Since the look before the last: an attempt is known to have ended a while after the kernel killed it."""
+        return self._read() > self._older
+
+    def _read(self) -> int:
+        """0 where the kernel does not count."""
+        try:
+            with open(self._path, "rb") as file:
+                _, _, rest = file.read().partition(b"\noom_kill ")
+            return int(rest.split(maxsplit=1)[0]) if rest else 0
+        except OSError:
+            return 0

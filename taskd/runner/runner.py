@@ -1,0 +1,60 @@
+"""All runners of a worker behind one face: gives each attempt to its kind, by the type of its task."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from taskd.core.effects import Begin
+from taskd.protocol.messages import AttemptKey
+from taskd.runner.base import Kind
+from taskd.runner.output import Output
+from taskd.runner.reaper import Leftovers, Reaper
+
+
+class Runner:
+    """Runs attempts: `command` and `http` tasks by their own kinds, every other type by the handlers.
+
+    The kinds were made with the same `on_progress`, and with `output` and `reaper` where they use them."""
+
+    def __init__(self, output: Output, reaper: Reaper, command: Kind, http: Kind, handlers: Kind) -> None:
+        self._output = output
+        self._reaper = reaper
+        self._by_type = {"command": command, "http": http}
+        self._handlers = handlers
+        self._kinds = (command, http, handlers)
+        self._opened = AsyncExitStack()
+
+    async def open(self) -> Leftovers:
+        """End what an earlier daemon of this worker left running, and get ready. Raises OSError."""
+        async with AsyncExitStack() as opened:
+            leftovers = await self._reaper.open()
+            opened.push_async_callback(self._reaper.close)
+            await self._output.open()
+            opened.push_async_callback(self._output.close)
+            for kind in self._kinds:
+                await kind.open()
+                opened.push_async_callback(kind.close)
+            self._opened = opened.pop_all()
+        return leftovers
+
+    def start(self, begins: list[Begin]) -> None:
+        """Start these attempts; each will be heard of as ended, exactly once."""
+        by_kind: dict[Kind, list[Begin]] = {}
+        for begin in begins:
+            by_kind.setdefault(self._by_type.get(begin.spec.type, self._handlers), []).append(begin)
+        for kind, its_begins in by_kind.items():
+            kind.start(its_begins)
+
+    def terminate(self, key: AttemptKey) -> None:
+        """Ask an attempt to end. One that does not run is passed over."""
+        for kind in self._kinds:  # Only one knows it: cheaper than to remember for each attempt which.
+            kind.terminate(key)
+
+    def kill(self, key: AttemptKey) -> None:
+        """End an attempt by force. One that does not run is passed over."""
+        for kind in self._kinds:
+            kind.kill(key)
+
+    async def close(self) -> None:
+        """End by force what still runs, tell of it, and let go of everything."""
+        await self._opened.aclose()

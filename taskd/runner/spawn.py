@@ -1,0 +1,76 @@
+"""Turns a `command` spec into a process, or into words that say why there is none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+
+from taskd.core.task import ErrorInfo, TaskSpec
+from taskd.runner.base import error_info
+from taskd.runner.capture import Capture
+from taskd.runner.cgroup import Group
+
+SHELL = "/bin/sh"
+
+
+def spawn(
+    spec: TaskSpec, environment: dict[str, str], capture: Capture, group: Group | None, null_fd: int
+) -> subprocess.Popen[bytes]:
+    """Start a task's process in a session of its own. Raises OSError, ValueError: see `spawn_error`."""
+    argv = [SHELL, "-c", spec.shell] if spec.shell else list(spec.argv)
+    if not argv or not argv[0]:
+        raise ValueError("there is nothing to run: the task has neither argv nor shell")
+    directory = working_directory(spec, capture)
+    if group is not None:
+        _require_program(argv[0], directory, environment)  # The shell that joins the group could only say 127.
+        argv = group.wrap(argv)
+    return subprocess.Popen(
+        argv,
+        stdin=null_fd,
+        stdout=capture.stdout_fd,
+        stderr=capture.stderr_fd,
+        cwd=directory,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def working_directory(spec: TaskSpec, capture: Capture) -> str:
+    """The spec's `cwd`, taken relative to the attempt's private directory, which is also the default."""
+    return os.path.join(capture.directory, spec.cwd)
+
+
+def spawn_error(error: Exception, spec: TaskSpec, environment: dict[str, str], directory: str) -> ErrorInfo:
+    """What kept a task from starting: the kind of error, and what is wrong with what, on this worker."""
+    program = SHELL if spec.shell else next(iter(spec.argv), "")
+    return error_info(type(error).__name__, _explain(error, program, environment, directory))
+
+
+def _explain(error: Exception, program: str, environment: dict[str, str], directory: str) -> str:
+    if not isinstance(error, OSError):  # A NUL byte, text that is no UTF-8, "=" in the name of a variable.
+        return f"cannot run {program!r}: {error}"
+    if error.errno == errno.E2BIG:
+        return f"cannot run {program!r}: its arguments and environment are too long for this system"
+    if error.filename is not None and os.fspath(error.filename) == directory:
+        return f"cannot enter the working directory {directory!r}: {error.strerror}"
+    if error.errno == errno.ENOENT:
+        if "/" not in program:
+            return f"there is no program {program!r} on this worker (PATH is {environment.get('PATH', '')})"
+        if os.path.exists(os.path.join(directory, program)):
+            return f"cannot run {program!r}: the interpreter that its first line names does not exist on this worker"
+        return f"there is no program {program!r} on this worker"
+    if error.errno == errno.ENOEXEC:
+        return f"cannot run {program!r}: it is no program of this system, and names no interpreter in its first line"
+    return f"cannot run {program!r}: {error.strerror or error}"
+
+
+def _require_program(program: str, directory: str, environment: dict[str, str]) -> None:
+    """Raises OSError where exec would."""
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+    path = os.path.join(directory, program) if "/" in program else program
+    if shutil.which(path, path=environment.get("PATH", os.defpath)) is None:
+        code = errno.EACCES if "/" in program and os.path.exists(path) else errno.ENOENT
+        raise OSError(code, os.strerror(code), program)
