@@ -67,12 +67,12 @@ class NodeSettings(Struct, frozen=True):
         str, FilePath(), "The cluster key; whoever can read it can join. Empty: cluster.key beside taskd.toml."
     ] = ""
     log_level: Annotated[
-        str, Word(("debug", "info", "warning", "error")), "The least level that is logged; debug shows every message."
+        str, Word(("debug", "info", "warning", "error")), "The least level that is logged; debug is for finding faults."
     ] = "info"
     log_format: Annotated[
         str,
         Word(("auto", "text", "json")),
-        "text for people, json for programs; auto is text, without times in a journal.",
+        "text for people, json for programs; auto is text, without the time in a journal, which has its own.",
     ] = "auto"
 
 
@@ -96,7 +96,9 @@ class NetworkSettings(Struct, frozen=True):
         "Interfaces for mDNS. Empty: all real ones, without the bridges of containers and virtual machines.",
     ] = ()
     heartbeat_s: Annotated[
-        float, Number(0.05, 60, "seconds"), "How often peers show that they live; costs some 100 bytes each time."
+        float,
+        Number(0.05, 60, "seconds"),
+        "How often peers show that they live: more often, and a loss is noticed sooner.",
     ] = 0.5
     peer_timeout_s: Annotated[
         float, Number(0.2, 600, "seconds"), "A peer silent for so long is gone. Several heartbeats: one may be late."
@@ -130,7 +132,9 @@ class SchedulerSettings(Struct, frozen=True):
         "Work kept waiting at each worker, so that no slot idles while a result travels.",
     ] = 0.05
     prefetch_max: Annotated[
-        int, Whole(1, 10_000), "Of short tasks, at most so many wait for each slot: they would have to be taken back."
+        int,
+        Whole(1, 10_000),
+        "At most so many tasks wait for each slot, however short they are: they may have to be taken back.",
     ] = 512
     crash_limit: Annotated[
         int, Whole(1, 10_000), "A task that lost its worker so often fails: it may be what kills them."
@@ -203,7 +207,7 @@ class ApiSettings(Struct, frozen=True):
     """[api] The local socket."""
 
     socket_mode: Annotated[
-        int, FileMode(), "Who may connect; what a caller may then do is decided by who it is."
+        int, FileMode(), "Who may connect; what a caller may do then depends on who it is."
     ] = 0o660  # fmt: skip
     socket_group: Annotated[
         str, Text(r"|[A-Za-z_][A-Za-z0-9_.-]{0,31}", "the name of a group"), "The socket's group, where it exists."
@@ -239,8 +243,7 @@ SETTINGS: dict[str, Setting] = _settings()
 
 RELOADABLE = frozenset({
     "node.log_level",
-    "scheduler.queued_max", "scheduler.worker_grace_s", "scheduler.restart_grace_s", "scheduler.prefetch_s",
-    "scheduler.prefetch_max", "scheduler.free_disk_min_bytes",
+    "scheduler.queued_max", "scheduler.worker_grace_s", "scheduler.prefetch_s", "scheduler.prefetch_max",
     "worker.slots", "worker.cpus", "worker.memory", "worker.gpus", "worker.resources", "worker.labels", "worker.types",
 })  # fmt: skip
 """The keys that SIGHUP may change; the others wait for a restart."""

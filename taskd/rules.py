@@ -68,7 +68,7 @@ class Whole(Rule, frozen=True):
 
     @property
     def allowed(self) -> str:
-        return f"a whole number from {self.least} to {self.most}"
+        return f"a whole number from {self.least} " + (f"to {self.most:_}" if self.most < 1 << 62 else "up")
 
     def read(self, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= self.most:
