@@ -94,6 +94,17 @@ def test_files_that_make_no_sense_set_no_limit(machine):
     assert usable_memory_bytes(root) == 1024 * MIB
 
 
+def test_no_limit_is_no_size(machine):
+    root = machine(
+        {
+            "proc/self/cgroup": "4:memory:/\n",
+            "proc/meminfo": "",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        }
+    )
+    assert usable_memory_bytes(root) == 0
+
+
 def test_gpus_are_counted_by_their_devices(machine):
     root = machine({"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": "", "dev/nvidia-uvm": "", "dev/null": ""})
     assert gpu_count(root) == 2

@@ -79,7 +79,9 @@ def test_any_text_is_escaped_into_printable_text(text):
 def test_a_text_line_is_always_one_line(name, value):
     stream = lines("text")
     log("info", name, value=value)
-    assert len(stream.getvalue().splitlines()) == 1
+    line, end, rest = stream.getvalue().partition("\n")
+    assert line.isprintable()
+    assert (end, rest) == ("\n", "")
 
 
 def test_values_are_quoted_where_they_could_be_misread():
@@ -116,12 +118,12 @@ def test_long_values_are_cut():
 def test_a_traceback_is_indented_and_cannot_pass_for_a_line():
     stream = lines("text")
     try:
-        raise ValueError("first\n2026-01-01 info forged")
+        raise ValueError("first\n2026-01-01 info forged\x1b[2J")
     except ValueError:
         logging.getLogger("taskd.net").exception("it broke")
     first, *rest = stream.getvalue().splitlines()
     assert first.endswith("error taskd.net: it broke")
-    assert "    2026-01-01 info forged" in rest
+    assert r"    2026-01-01 info forged\x1b[2J" in rest
     assert all(line.startswith("    ") for line in rest)
 
 

@@ -1,0 +1,65 @@
+# Everything that a developer does with taskd. `make help` lists it.
+#
+# Works on a fresh Debian or Ubuntu with Python 3.11+, python3-venv and make; all else goes into the virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check format integration bench clean
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "PYTHON=$(PYTHON)  which Python makes the virtual environment $(VENV)"
+	@echo "JOBS=$(JOBS)  how many tests run at once    ARGS=…  more arguments for pytest, the demo or the benchmarks"
+
+demo: $(VENV)/.runs ## A scheduler and three workers find each other and do real work; one is killed
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: check ## Everything: lint, types, layers, units, real daemons, a LAN of network namespaces where permitted
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -r s $(ARGS)
+
+check: $(VENV)/.develops ## Lint, format, types and import directions, in seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_layers.py
+
+format: $(VENV)/.develops ## Bring the code into form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+integration: $(VENV)/.develops ## Only the tests with real daemons
+	$(BIN)/pytest -r s tests/integration $(ARGS)
+
+bench: $(VENV)/.develops ## Throughput and latency, beside what the machine itself can do
+	$(BIN)/python -m bench.run $(ARGS)
+
+venv: $(VENV)/.develops ## The virtual environment, anew where pyproject.toml has changed
+
+clean: ## Remove what was made here, the virtual environment too
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps say what is installed: what the program needs to run, and on top of that what developing needs.
+$(VENV)/.runs: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing taskd and what it needs into $(VENV)"
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.develops: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing taskd and what developing it needs into $(VENV)"
+	$(PIP) install --editable '.[dev]'
+	@touch $(VENV)/.runs $@
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "taskd needs Python 3.11 or newer, as $(PYTHON); name another one: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
