@@ -96,9 +96,15 @@ def task_id_text(task_id: bytes) -> str:
 
 
 def fence(key: AttemptKey) -> str:
-    """The fencing token of an attempt as text: epoch.node.boot.lsn.number. No two attempts ever have the same."""
+    """The fencing token of an attempt as text, epoch.node.boot.lsn.number: no two attempts of one task ever have the
+    same. Tasks that were placed in one commit share it."""
     term = key.term
     return f"{term.epoch}.{term.node_id}.{term.boot}.{key.lsn}.{key.number}"
+
+
+def mark(key: AttemptKey) -> str:
+    """What tells an attempt from every other, in the environment of its processes: task id and fence."""
+    return f"{task_id_text(key.task_id)} {fence(key)}"
 
 
 def ended(

@@ -83,7 +83,11 @@ class StreamFile:
         return os.fstat(self.read_fd).st_size
 
     def tail(self, size: int) -> bytes:
-        return os.pread(self.read_fd, OUTPUT_TAIL_BYTES, max(0, size - OUTPUT_TAIL_BYTES)) if size else b""
+        """Empty where the disk does not give it back."""
+        if size:
+            with contextlib.suppress(OSError):
+                return os.pread(self.read_fd, OUTPUT_TAIL_BYTES, max(0, size - OUTPUT_TAIL_BYTES))
+        return b""
 
     def is_unused(self) -> bool:
         """Whether nobody can write to it any more. False where the file system cannot tell."""

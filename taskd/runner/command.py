@@ -33,7 +33,7 @@ from taskd.runner.base import (
     base_environment,
     ended,
     error_info,
-    fence,
+    mark,
     not_started,
     read_error_file,
 )
@@ -56,7 +56,7 @@ class _Attempt:
     """One running attempt."""
 
     __slots__ = (
-        "capture", "cpu_s", "ended_s", "error", "fence", "give_up_at", "group", "key", "memory_peak_bytes", "pid",
+        "capture", "cpu_s", "ended_s", "error", "give_up_at", "group", "key", "mark", "memory_peak_bytes", "pid",
         "process", "started_s", "status", "was_killed",
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ class _Attempt:
         self, key: AttemptKey, capture: Capture, group: Group | None, process: subprocess.Popen[bytes], started_s: float
     ) -> None:
         self.key = key
-        self.fence = fence(key)
+        self.mark = mark(key)
         self.capture = capture
         self.group = group
         self.process = process
@@ -83,7 +83,14 @@ class CommandKind:
     """Runs commands; see `Kind` in base.py. `output` and `reaper` are opened before it and closed after it."""
 
     def __init__(
-        self, place: Place, on_progress: OnProgress, output: Output, reaper: Reaper, cgroups: Cgroups | None = None
+        self,
+        place: Place,
+        on_progress: OnProgress,
+        output: Output,
+        reaper: Reaper,
+        *,
+        cgroups: Cgroups | None = None,
+        oom_counter: OomCounter | None = None,
     ) -> None:
         self._place = place
         self._progress = Progress(on_progress)
@@ -91,7 +98,7 @@ class CommandKind:
         self._reaper = reaper
         self._cgroups = cgroups
         self._environment = base_environment()
-        self._oom = OomCounter()
+        self._oom = oom_counter or OomCounter()
         self._oom_score = oom_score_of_tasks()
         self._waiting: dict[AttemptKey, TaskSpec] = {}  # to be spawned in this turn and the next ones
         self._running: dict[AttemptKey, _Attempt] = {}
@@ -237,7 +244,7 @@ class CommandKind:
         if attempt.group is not None:
             attempt.group.kill()
         _signal_group(attempt.pid, signal.SIGKILL)
-        self._reaper.kill(attempt.fence)
+        self._reaper.kill(attempt.mark)
 
     # -- Ending --------------------------------------------------------------------------------------------------------
 
@@ -280,7 +287,7 @@ class CommandKind:
 
     def _is_gone(self, attempt: _Attempt, strays: dict[int, str]) -> bool:
         """Whether nothing that it started is left."""
-        if strays and attempt.fence in strays.values():
+        if strays and attempt.mark in strays.values():
             return False
         if attempt.group is not None and not attempt.group.is_empty():
             return False

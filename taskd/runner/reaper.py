@@ -2,8 +2,8 @@
 
 The daemon makes itself the sub-reaper of its descendants: a process whose parent dies becomes the daemon's child,
 even after a double fork and a session of its own. Such a *stray* is told from the children that the daemon started
-itself by the list of those (`own`), and traced to its attempt by TASKD_FENCE in its environment. No stray shares the
-daemon's own session: every task begins a new one, and nobody can join a session later.
+itself by the list of those (`own`), and traced to its attempt by TASKD_TASK_ID and TASKD_FENCE in its environment. No
+stray shares the daemon's own session: every task begins a new one, and nobody can join a session later.
 
 Never waits for "any child": each owner reaps its own processes.
 """
@@ -41,7 +41,7 @@ class Reaper:
     """The strays of one worker, whose store id `worker` marks the environment of all its tasks."""
 
     def __init__(self, worker: str) -> None:
-        self._mark = f"\0TASKD_WORKER={worker}\0".encode()
+        self._worker_mark = f"\0TASKD_WORKER={worker}\0".encode()
         self._owned: set[int] = set()
         self._strays: dict[int, str] = {}
         self._children_fd = -1
@@ -71,7 +71,7 @@ class Reaper:
         self._owned.discard(pid)
 
     def strays(self) -> dict[int, str]:
-        """The living strays: process id to the fence of its attempt, "" where it cannot be told. Reaps dead ones.
+        """The living strays: process id to the mark (base.py) of its attempt, "" where it has none. Reaps dead ones.
 
         Costs a microsecond while there are none."""
         raw = self._read_children()
@@ -82,14 +82,14 @@ class Reaper:
         for pid in map(int, raw.split()):
             if pid in self._owned or _session(pid) in (own_session, -1) or _reap(pid):
                 continue
-            found[pid] = self._strays.get(pid) or _fence(pid)
+            found[pid] = self._strays.get(pid) or _mark(pid)
         self._strays = found
         return found
 
-    def kill(self, fence: str) -> None:
+    def kill(self, mark: str) -> None:
         """Kill the strays of one attempt. Their own children become strays then: ask `strays` until none is left."""
         for pid, of in self.strays().items():
-            if of == fence:
+            if of == mark:
                 _kill(pid)
 
     async def close(self) -> None:
@@ -137,13 +137,13 @@ class Reaper:
     def _kill_leftover(self, pid: int) -> bool:
         """Whether it was one and, when last seen, alive."""
         try:
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid() or self._mark not in _environment(pid):
+            if os.stat(f"/proc/{pid}").st_uid != os.geteuid() or self._worker_mark not in _environment(pid):
                 return False
             handle = os.pidfd_open(pid)
         except OSError:
             return False
         try:
-            if self._mark not in _environment(pid):  # Ended meanwhile: the handle may be of a newcomer.
+            if self._worker_mark not in _environment(pid):  # Ended meanwhile: the handle may be of a newcomer.
                 return False
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         except OSError:
@@ -193,9 +193,10 @@ def _environment(pid: int) -> bytes:
         return b""
 
 
-def _fence(pid: int) -> str:
-    _, found, rest = _environment(pid).partition(b"\0TASKD_FENCE=")
-    return rest.partition(b"\0")[0].decode(errors="replace") if found else ""
+def _mark(pid: int) -> str:
+    variables = dict(line.split(b"=", 1) for line in _environment(pid).split(b"\0") if b"=" in line)
+    task_id, token = variables.get(b"TASKD_TASK_ID"), variables.get(b"TASKD_FENCE")
+    return f"{task_id.decode(errors='replace')} {token.decode(errors='replace')}" if task_id and token else ""
 
 
 def _process_ids() -> Iterator[int]:

@@ -1,0 +1,292 @@
+"""What tasks write: read while they run, read afterwards, bounded, and removed in time."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from taskd.core.task import Outcome
+from taskd.protocol.messages import AttemptKey
+from taskd.runner import capture, command
+from taskd.runner.archive import Archive
+from taskd.runner.output import Output
+from tests.runner.stage import WAIT_S, Stage, new_key
+
+HOUR_S = 3600.0
+
+
+@pytest.fixture
+async def output(tmp_path: Path) -> AsyncIterator[Output]:
+    output = Output(tmp_path)
+    await output.open()
+    yield output
+    await output.close()
+
+
+def _write(output: Output, key: AttemptKey, text: bytes) -> None:
+    """An attempt that writes this and ends."""
+    lent = output.begin(key)
+    os.write(lent.stdout_fd, text)
+    lent.close_descriptors()
+    output.end(lent)
+
+
+def _leave_files(directory: str) -> None:
+    """As a task may, in a directory that it has locked."""
+    deep = Path(directory, "a", "b")
+    deep.mkdir(parents=True)
+    (deep / "c").touch()
+    deep.chmod(0)
+
+
+async def _all(parts: AsyncIterator[bytes]) -> bytes:
+    async with asyncio.timeout(WAIT_S):
+        return b"".join([part async for part in parts])
+
+
+async def test_output_is_read_while_it_grows_and_afterwards(stage: Stage, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "words")
+    key = stage.start(shell=f"while read word; do echo got $word; done < {tmp_path}/words; echo end; echo bad >&2")
+    await stage.start_of(key)
+    follower = stage.follow(key)
+    with open(tmp_path / "words", "w", buffering=1) as words:  # noqa: ASYNC230 - opens at once: the task reads it
+        for word in ("one", "two"):
+            words.write(f"{word}\n")
+            assert await follower.line() == f"got {word}"
+        assert stage.read(key) == b"got one\ngot two\n"
+        assert stage.read(key, offset=8, length=3) == b"got"
+        assert stage.output.size(key.task_id, 1, "stdout") == 16
+        assert key not in stage.ended
+    assert await follower.rest() == b"end\n"
+    await stage.end_of(key)
+    assert stage.read(key) == b"got one\ngot two\nend\n"
+    assert stage.read(key, "stderr") == b"bad\n"
+    assert await _all(stage.output.stream(key.task_id, 1, "stdout", 16, follow=True)) == b"end\n"
+    assert stage.output.size(key.task_id, 1, "stderr") == 4
+
+
+async def test_follower_gets_everything_up_to_the_end(stage: Stage) -> None:
+    for _ in range(10):
+        key = stage.start(shell="seq 1 30000")
+        follower = stage.follow(key)
+        whole, end = await asyncio.gather(follower.rest(), stage.end_of(key))
+        assert whole == "".join(f"{number}\n" for number in range(1, 30001)).encode()
+        assert end.report.stdout_bytes == len(whole)
+
+
+async def test_follower_of_a_silent_attempt_ends_with_it(stage: Stage) -> None:
+    key = stage.start("sleep", "1000")
+    await stage.start_of(key)
+    follower = stage.follow(key, "stderr")
+    rest = asyncio.ensure_future(follower.rest())
+    stage.kind.kill(key)
+    assert await rest == b""
+
+
+async def test_silence_leaves_no_files_and_reads_as_nothing(stage: Stage, tmp_path: Path) -> None:
+    key = stage.start("true")
+    await stage.end_of(key)
+    assert list((tmp_path / "output").iterdir()) == []
+    assert stage.read(key) == b""
+    assert stage.output.size(key.task_id, 1, "stdout") is None
+    assert await _all(stage.output.stream(key.task_id, 1, "stdout", 0, follow=True)) == b""
+
+
+async def test_follower_is_not_shown_what_the_next_attempt_writes(output: Output) -> None:
+    first, second = new_key(), new_key()
+    lent = output.begin(first)
+    parts = output.stream(first.task_id, 1, "stdout", follow=True)
+    reading = asyncio.ensure_future(_all(parts))
+    await asyncio.sleep(0)  # Now it has the file open and waits.
+    lent.close_descriptors()
+    output.end(lent)
+    again = output.begin(second)
+    assert again.slot is lent.slot
+    os.write(again.stdout_fd, b"secret")
+    assert await reading == b""
+    again.close_descriptors()
+    output.end(again)
+
+
+async def test_file_that_somebody_still_holds_serves_nobody_else(output: Output) -> None:
+    lent = output.begin(new_key())
+    survivor = os.dup(lent.stdout_fd)
+    lent.close_descriptors()
+    output.end(lent)
+    key = new_key()
+    again = output.begin(key)
+    assert again.slot is lent.slot
+    os.write(survivor, b"late words of another task")
+    os.close(survivor)
+    os.write(again.stdout_fd, b"own words")
+    again.close_descriptors()
+    assert output.end(again).stdout_tail == b"own words"
+    assert output.read(key.task_id, 1, "stdout", 0, 100) == (0, b"own words")
+
+
+async def test_task_that_cuts_off_its_output_starts_again(stage: Stage, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    key = stage.start(shell=f"echo a long first line; read x < {tmp_path}/go; echo second > /dev/stdout")
+    await stage.start_of(key)
+    follower = stage.follow(key)
+    assert await follower.line() == "a long first line"
+    (tmp_path / "go").write_text("\n")
+    assert await follower.rest() == b"second\n"
+
+
+async def test_long_output_keeps_its_end_and_says_so(tmp_path: Path) -> None:
+    limit, size = 256 << 10, 4 << 20
+    async with Stage(tmp_path, stream_bytes_max=limit) as stage:
+        os.mkfifo(tmp_path / "go")
+        script = f"yes | head -c {size}; echo written >&2; read x < {tmp_path}/go; echo the end"
+        key = stage.start(shell=script)
+        await stage.start_of(key)
+        assert await stage.follow(key, "stderr").line() == "written"
+        assert stage.output.bound() == []
+        (tmp_path / "go").write_text("\n")
+        end = await stage.end_of(key)
+        assert (end.outcome, end.report.error) == (Outcome.OK, None)
+        assert end.report.stdout_bytes == size + len("the end\n")
+        assert end.stdout.endswith("y\ny\nthe end\n")
+        dropped = size - limit // 2
+        kept = await _all(stage.output.stream(key.task_id, 1, "stdout"))
+        notice, _, rest = kept.partition(b"\n")
+        assert notice.startswith(b"[taskd: %d bytes were dropped" % dropped)
+        assert rest == b"y\n" * (limit // 4) + b"the end\n"
+        assert stage.output.read(key.task_id, 1, "stdout", 10, 4) == (dropped, b"y\ny\n")
+        [path] = (tmp_path / "output").glob(f"*/{key.task_id.hex()}.1.stdout")
+        assert path.stat().st_blocks * 512 < limit
+
+
+async def test_stream_that_cannot_be_bounded_ends_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoHoles:
+        @staticmethod
+        def fallocate64(*_: object) -> int:
+            ctypes.set_errno(errno.EOPNOTSUPP)
+            return -1
+
+    monkeypatch.setattr(command, "WATCH_S", 0.005)
+    monkeypatch.setattr(capture, "_libc", NoHoles)
+    async with Stage(tmp_path, stream_bytes_max=4096) as stage:
+        end = await stage.run(shell="seq 1 10000; exec sleep 1000")
+    assert end.outcome is Outcome.SIGNAL
+    assert end.error.type == "OutputTooLarge"
+    assert "more than 4096 bytes" in end.error.message
+    assert "not supported" in end.error.message
+
+
+async def test_output_of_a_killed_daemon_is_taken_in(tmp_path: Path) -> None:
+    dead = Output(tmp_path)
+    await dead.open()
+    keys = [new_key(number) for number in (1, 2, 3)]
+    for key in keys:
+        lent = dead.begin(key)
+        if key.number != 3:
+            os.write(lent.stderr_fd, b"words of %d" % key.number)
+        lent.close_descriptors()
+        _leave_files(lent.directory)
+    output = Output(tmp_path)
+    await output.open()
+    assert [output.read(key.task_id, key.number, "stderr", 0, 100)[1] for key in keys] == [
+        b"words of 1",
+        b"words of 2",
+        b"",
+    ]
+    assert sorted(os.listdir(tmp_path / "slots")) == ["table", "trash"]
+    await output.close()
+    await dead.close()
+
+
+async def test_what_tasks_leave_is_removed_without_stopping_the_loop(output: Output, tmp_path: Path) -> None:
+    for _ in range(3):
+        lent = output.begin(new_key())
+        lent.close_descriptors()
+        _leave_files(lent.directory)
+        output.end(lent)
+        assert os.listdir(lent.directory) == []
+    await output.close()
+    assert os.listdir(tmp_path / "slots" / "trash") == []
+
+
+async def test_lending_fails_cleanly(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        with pytest.raises(OSError, match="No space"):
+            output.begin(new_key())
+    key = new_key()
+    _write(output, key, b"fine again")
+    assert output.read(key.task_id, 1, "stdout", 0, 100) == (0, b"fine again")
+
+
+async def test_output_that_cannot_be_kept_leaves_its_tail(
+    output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    lent = output.begin(new_key())
+    os.write(lent.stdout_fd, b"words")
+    lent.close_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", full)
+        assert output.end(lent).stdout_tail == b"words"
+    key = new_key()
+    _write(output, key, b"next")
+    assert output.read(key.task_id, 1, "stdout", 0, 100) == (0, b"next")
+
+
+# -- Removal -----------------------------------------------------------------------------------------------------------
+
+
+def _keep(archive: Archive, tmp_path: Path, key: AttemptKey, size: int, ended_s: float) -> None:
+    source = tmp_path / "new"
+    source.write_bytes(b"x" * size)
+    os.utime(source, (ended_s, ended_s))
+    archive.keep(str(source), key.task_id, key.number, "stdout")
+
+
+def test_old_output_is_swept_by_the_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(tmp_path / "output")
+    archive.open()
+    keys = [new_key() for _ in range(5)]
+    start_s = 1_800_000_000.0
+    for hour, key in enumerate(keys):
+        monkeypatch.setattr(time, "time", lambda hour=hour: start_s + hour * HOUR_S)
+        _keep(archive, tmp_path, key, 1000, start_s + hour * HOUR_S)
+    now_s = start_s + 4 * HOUR_S
+    assert archive.sweep(now_s, 100 * HOUR_S, 1 << 30).files == 0
+    swept = archive.sweep(now_s, 2 * HOUR_S, 1 << 30)
+    assert swept.files == 2
+    assert [archive.find(key.task_id, 1, "stdout") is not None for key in keys] == [False, False, True, True, True]
+    assert archive.sweep(now_s + 100 * HOUR_S, 2 * HOUR_S, 1 << 30).files == 3
+    assert os.listdir(tmp_path / "output") == []
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_oldest_output_goes_when_there_is_too_much(tmp_path: Path, is_restarted: bool) -> None:
+    archive = Archive(tmp_path / "output")
+    archive.open()
+    now_s = time.time()
+    keys = [new_key() for _ in range(10)]
+    for age, key in enumerate(keys):
+        _keep(archive, tmp_path, key, 40_960, now_s - age)
+    if is_restarted:
+        archive = Archive(tmp_path / "output")
+    swept = archive.sweep(now_s, 10 * HOUR_S, 4 * 40_960)
+    assert (swept.files, swept.bytes, swept.bytes_kept) == (6, 6 * 40_960, 4 * 40_960)
+    assert [archive.find(key.task_id, 1, "stdout") is not None for key in keys] == [True] * 4 + [False] * 6
+    assert archive.sweep(now_s, 10 * HOUR_S, 4 * 40_960).files == 0
+    assert archive.sweep(now_s, 10 * HOUR_S, 0).bytes_kept == 0
+    key = new_key()
+    _keep(archive, tmp_path, key, 40_960, now_s)
+    assert archive.find(key.task_id, 1, "stdout") is not None
