@@ -1,0 +1,163 @@
+"""Finding schedulers by mDNS: schedulers announce `_taskd._tcp.local.`, everybody listens.
+
+Nothing that is heard is trusted: it is a hint of addresses to dial. Nothing secret is said, and no failure is fatal: what
+goes wrong is reported once and tried again slowly. Of a scheduler that was killed mDNS says nothing for an hour; the mesh
+redials by itself, and a restart under the same name and another port is told by the changed record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import ifaddr
+from zeroconf import IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
+from zeroconf import Error as ZeroconfError
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from taskd.net.connection import address_text
+from taskd.protocol.messages import NodeInfo
+
+SERVICE = "_taskd._tcp.local."
+RESCAN_S = 10.0
+RETRY_S_MAX = 60.0
+RESOLVE_TIMEOUT_MS = 3000
+ADDRESSES_MAX = 16
+# Bridges and tunnels of containers and virtual machines: no other machine of the LAN is behind them.
+_VIRTUAL = re.compile(r"(docker|veth|br-|virbr|vnet|cni|flannel|cali|podman|lxc|lxd|kube|vmnet|vboxnet|tap|zt)")
+
+
+class Hints(Protocol):
+    """Who wants to know where schedulers may be."""
+
+    port: int
+    hosts: tuple[str, ...]
+
+    def add_hint(self, node_id: int, addresses: Sequence[str]) -> None: ...
+    def remove_hint(self, node_id: int) -> None: ...
+
+
+def lan_addresses(wanted: Sequence[str] = (), adapters: Iterable[ifaddr.Adapter] | None = None) -> list[str]:
+    """The addresses to use, of the interfaces named in `wanted`, or of all that lead to other machines; those of the
+    loopback interface where there are no others."""
+    found: list[str] = []
+    loopback: list[str] = []
+    for adapter in ifaddr.get_adapters() if adapters is None else adapters:
+        for ip in adapter.ips:
+            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            address = ipaddress.ip_address(text)
+            if wanted:
+                if adapter.name in wanted or text in wanted:
+                    found.append(text)
+            elif address.is_loopback:
+                loopback.append(text)
+            elif not _VIRTUAL.match(adapter.name) and not (address.version == 6 and address.is_link_local):
+                found.append(text)  # A link-local address means nothing without the name of an interface.
+    return sorted(set(found or loopback))
+
+
+class Discovery:
+    """Announces this node, where it is a scheduler, and tells the mesh of others."""
+
+    def __init__(
+        self, node: NodeInfo, fingerprint: str, mesh: Hints, interfaces: Sequence[str], log: Callable[..., None]
+    ) -> None:
+        self._node = node
+        self._fingerprint = fingerprint
+        self._mesh = mesh
+        self._interfaces = interfaces
+        self._log = log
+        self._resolving: set[asyncio.Task[None]] = set()
+        self._ids_by_name: dict[str, int] = {}
+        self._problem = ""
+
+    async def run(self) -> None:
+        """Announce and listen, anew whenever the machine's addresses change; until cancelled."""
+        retry_s = RESCAN_S
+        while True:
+            addresses = lan_addresses(self._interfaces)
+            try:
+                await self._serve(addresses)
+                retry_s = RESCAN_S
+            except (OSError, ZeroconfError, AssertionError, RuntimeError) as error:
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    self._log("warning", "mDNS does not work; schedulers named by join are dialled", reason=str(error))
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+
+    async def _serve(self, addresses: list[str]) -> None:
+        """Until the machine's addresses are others than these."""
+        if not addresses:
+            raise OSError("no network interface has an address")
+        zeroconf = AsyncZeroconf(interfaces=addresses, ip_version=_version(addresses))
+        browser: AsyncServiceBrowser | None = None
+        try:
+            browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._on_change])
+            if "scheduler" in self._node.roles:
+                # Our instance name is unique by itself, so that probing for it would only cost a second.
+                await zeroconf.async_register_service(self._record(addresses), cooperating_responders=True)
+            if self._problem:
+                self._problem = ""
+                self._log("info", "mDNS works again")
+            while lan_addresses(self._interfaces) == addresses:
+                await asyncio.sleep(RESCAN_S)
+            self._log("info", "the machine's addresses have changed")
+        finally:
+            for task in self._resolving:
+                task.cancel()
+            await asyncio.gather(*self._resolving, return_exceptions=True)
+            if browser is not None:
+                await browser.async_cancel()
+            await zeroconf.async_unregister_all_services()
+            await zeroconf.async_close()
+
+    def _record(self, addresses: list[str]) -> ServiceInfo:
+        name = self._node.store_id.hex()
+        properties = {
+            "id": str(self._node.node_id),
+            "boot": str(self._node.boot),
+            "cluster": self._fingerprint,
+            "roles": ",".join(self._node.roles),
+            "version": self._node.version,
+        }
+        return ServiceInfo(
+            SERVICE, f"{name}.{SERVICE}", port=self._mesh.port, properties=properties,
+            server=f"taskd-{name}.local.", parsed_addresses=list(self._mesh.hosts) or addresses,
+        )  # fmt: skip
+
+    def _on_change(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        if state_change is ServiceStateChange.Removed:
+            node_id = self._ids_by_name.pop(name, None)
+            if node_id is not None:
+                self._mesh.remove_hint(node_id)
+            return
+        task = asyncio.get_running_loop().create_task(self._resolve(zeroconf, name))
+        self._resolving.add(task)
+        task.add_done_callback(self._resolving.discard)
+
+    async def _resolve(self, zeroconf: Zeroconf, name: str) -> None:
+        info = AsyncServiceInfo(SERVICE, name)
+        if not await info.async_request(zeroconf, RESOLVE_TIMEOUT_MS) or info.port is None:
+            return
+        if info.properties.get(b"cluster") != self._fingerprint.encode():
+            return
+        try:
+            node_id = int(info.properties.get(b"id") or b"")
+        except ValueError:
+            return
+        addresses = info.parsed_scoped_addresses(IPVersion.All)[:ADDRESSES_MAX]
+        self._ids_by_name[name] = node_id
+        self._mesh.add_hint(node_id, [address_text(address, info.port) for address in addresses])
+
+
+def _version(addresses: list[str]) -> IPVersion:
+    versions = {ipaddress.ip_address(address).version for address in addresses}
+    if versions == {4, 6}:
+        return IPVersion.All
+    return IPVersion.V4Only if versions == {4} else IPVersion.V6Only
