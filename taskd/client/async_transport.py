@@ -1,0 +1,232 @@
+"""Calls to a daemon over its Unix socket for asyncio: connections are kept, and made anew when they break."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from taskd.client.call import (
+    ERROR_BYTES_MAX,
+    FINISH_S,
+    IDLE_MAX,
+    TIMEOUT_S,
+    Call,
+    Patience,
+    error_from,
+    is_worth_repeating,
+)
+from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError
+from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
+from taskd.paths import find_socket
+
+Answer = TypeVar("Answer")
+
+
+class Connection:
+    """One connection, used by one call at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, data: bytes) -> None:
+        """Send everything. A daemon that refuses a body may stop reading it: its answer says why."""
+        self._writer.write(data)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            await self._writer.drain()
+
+    async def receive(self, response: ResponseReader) -> list[bytes]:
+        """Wait for bytes and read them. Raises ConnectionLost, ProtocolError."""
+        try:
+            data = await self._reader.read(READ_BYTES)
+        except OSError as error:
+            raise ConnectionLost() from error
+        return response.feed(data)
+
+    def close(self) -> None:
+        """Let go of it, at once."""
+        self._writer.transport.abort()
+
+
+class AsyncStream:
+    """An answer whose body is read as it comes. Close it, or read it to its end."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        response: ResponseReader,
+        parts: list[bytes],
+        release: Callable[[Connection], None],
+    ) -> None:
+        self._connection: Connection | None = connection
+        self._response = response
+        self._parts = deque(parts)
+        self._release = release
+        self._settle()
+
+    async def read(self) -> bytes:
+        """The next part of the body; empty at its end. Raises ConnectionLost."""
+        while not self._parts:
+            if self._connection is None:
+                return b""
+            try:
+                self._parts.extend(await self._connection.receive(self._response))
+            except BaseException:
+                self.close()
+                raise
+            self._settle()
+        return self._parts.popleft()
+
+    async def read_all(self, timeout_s: float | None) -> bytes:
+        """The whole body. Raises TimeoutError after a silence of `timeout_s`."""
+        parts: list[bytes] = []
+        while True:
+            async with asyncio.timeout(timeout_s):
+                part = await self.read()
+            if not part:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.append(part)
+
+    async def finish(self) -> None:
+        """Stop reading an answer that has nothing more to say. Where it ends at once, its connection is kept."""
+        try:
+            async with asyncio.timeout(FINISH_S):
+                while await self.read():
+                    pass
+        except (TimeoutError, NoDaemon, ProtocolError):
+            self.close()
+
+    def close(self) -> None:
+        """Stop reading. What has been received stays readable."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _settle(self) -> None:
+        if self._response.is_complete and self._connection is not None:
+            connection, self._connection = self._connection, None
+            if self._response.is_reusable:
+                self._release(connection)
+            else:
+                connection.close()
+
+
+class AsyncTransport:
+    """Sends calls to one daemon, from one event loop. See Transport for `socket_path` and `patience_s`."""
+
+    def __init__(self, socket_path: str | None = None, *, patience_s: float = 0.0) -> None:
+        self._told_path = socket_path
+        self._path: str | None = None
+        self.patience_s = patience_s
+        self._has_answered = False
+        self._idle: list[Connection] = []
+        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._is_closed = False
+
+    @property
+    def path(self) -> str:
+        """The socket in use. Raises NoDaemon, ConfigError."""
+        if self._path is None:
+            self._path = find_socket(self._told_path)
+        return self._path
+
+    async def request(self, call: Call) -> bytes:
+        """The whole body of the answer. Raises ApiError, NoDaemon, ConnectionLost, ProtocolError."""
+
+        async def attempt() -> bytes:
+            stream = await self._open(call)
+            try:
+                return await stream.read_all(call.timeout_s)
+            finally:
+                stream.close()
+
+        return await self._with_patience(call, attempt)
+
+    async def open(self, call: Call) -> AsyncStream:
+        """The answer as a stream, once its head is there. Raises as `request` does."""
+        return await self._with_patience(call, lambda: self._open(call))
+
+    def close(self) -> None:
+        """Let go of all connections, those of open streams included. Calls from now on raise ValueError."""
+        self._is_closed = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        for stream in list(self._streams):
+            stream.close()
+
+    async def _with_patience(self, call: Call, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+        patience = Patience(self.patience_s)
+        while True:
+            try:
+                return await attempt()
+            except TimeoutError:
+                raise NoDaemon(f"the daemon at {self.path} has not answered within {call.timeout_s:g} s") from None
+            except (ApiError, NoDaemon) as error:
+                if not is_worth_repeating(error, call.is_repeatable, self._has_answered):
+                    raise
+                delay_s = patience.next_delay_s(time.monotonic())
+                if delay_s is None:
+                    raise
+            await asyncio.sleep(delay_s)
+
+    async def _open(self, call: Call) -> AsyncStream:
+        if self._is_closed:
+            raise ValueError("the client is closed")
+        if call.is_repeatable:
+            # A kept connection may have ended meanwhile without our seeing it: that costs nothing but the next one.
+            while self._idle:
+                try:
+                    return await self._exchange(self._idle.pop(), call)
+                except ConnectionLost:
+                    continue
+        return await self._exchange(await self._connect(), call)
+
+    async def _exchange(self, connection: Connection, call: Call) -> AsyncStream:
+        """Send a call and read the head of its answer."""
+        response = ResponseReader()
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(call.timeout_s):
+                await connection.send(encode_request(call.method, call.target, call.body))
+                while not response.status:
+                    parts += await connection.receive(response)
+        except BaseException:
+            connection.close()
+            raise
+        self._has_answered = True
+        stream = AsyncStream(connection, response, parts, self._keep)
+        self._streams.add(stream)
+        if response.status >= 400:
+            try:
+                raise error_from(response.status, await _start_of(stream, call.timeout_s))
+            finally:
+                stream.close()
+        return stream
+
+    async def _connect(self) -> Connection:
+        path = self.path
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return Connection(*await asyncio.open_unix_connection(path))
+        except OSError as error:
+            raise NoDaemon(f"no daemon answers on {path} any more ({error.strerror or error})") from None
+
+    def _keep(self, connection: Connection) -> None:
+        if self._is_closed or len(self._idle) >= IDLE_MAX:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+
+async def _start_of(stream: AsyncStream, timeout_s: float | None) -> bytes:
+    body = b""
+    async with asyncio.timeout(timeout_s):
+        while len(body) < ERROR_BYTES_MAX and (part := await stream.read()):
+            body += part
+    return body

@@ -1,0 +1,99 @@
+"""One request of a client as a value, what its refusals mean, and how long to be patient. Both clients use it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import NamedTuple
+
+from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, TaskdError
+
+TIMEOUT_S = 30.0  # A daemon that is silent for so long where it should answer at once is not alive.
+PATIENCE_S = 10.0  # Of the Python clients: longer than a scheduler takes to restart, or another one to take over.
+IDLE_MAX = 8  # Connections kept for later calls.
+FINISH_S = 0.1  # The end of an answer follows its last line at once; else a new connection is cheaper.
+ERROR_BYTES_MAX = 1 << 20  # Of the body of a refusal.
+DELAY_FIRST_S = 0.05
+DELAY_MAX_S = 1.0
+FULL_DELAY_S = 0.2  # Between two attempts to submit to a daemon that is full.
+
+# Refusals that pass by themselves: leadership changes hands, a relay broke off.
+_PASSING = frozenset({"no_leader", "unavailable"})
+
+
+class Call(NamedTuple):
+    """A request. `is_repeatable`: sending it twice does no more than sending it once. `timeout_s` bounds the silence of
+    the daemon before its answer begins, and within one that is read whole; None is without a bound."""
+
+    method: str
+    target: str
+    body: bytes = b""
+    is_repeatable: bool = True
+    timeout_s: float | None = TIMEOUT_S
+
+
+class Deadline:
+    """When a caller's patience ends; without `timeout_s`, never."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._end_s = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def left_s(self) -> float | None:
+        """How much is left. Raises TimeoutError where nothing is."""
+        if self._end_s is None:
+            return None
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the tasks have not ended in time")
+        return left_s
+
+
+class Patience:
+    """Paces the attempts to reach a daemon again, within a budget that starts with the first trouble."""
+
+    def __init__(self, budget_s: float) -> None:
+        self._budget_s = budget_s
+        self._end_s: float | None = None
+        self._delay_s = DELAY_FIRST_S
+
+    def next_delay_s(self, now_s: float) -> float | None:
+        """How long to wait before the next attempt; None when it is time to give up. `now_s` is monotonic."""
+        if self._end_s is None:
+            self._end_s = now_s + self._budget_s
+        left_s = self._end_s - now_s
+        if left_s <= 0:
+            return None
+        delay_s = min(self._delay_s, left_s)
+        self._delay_s = min(self._delay_s * 2, DELAY_MAX_S)
+        return delay_s
+
+    def restore(self) -> None:
+        """The daemon answered: the next trouble gets the whole budget again."""
+        self._end_s = None
+        self._delay_s = DELAY_FIRST_S
+
+
+def is_worth_repeating(error: TaskdError, is_repeatable: bool, has_answered: bool) -> bool:
+    """Whether a call that failed may succeed when it is sent again. `has_answered`: this daemon has been heard of
+    before, so that it is rather restarting than missing."""
+    if isinstance(error, ApiError):
+        return is_repeatable and error.code in _PASSING
+    if isinstance(error, ConnectionLost):
+        return is_repeatable
+    return isinstance(error, NoDaemon) and has_answered  # Nothing was sent: even what is not repeatable may try again.
+
+
+def error_from(status: int, body: bytes) -> ApiError:
+    """The error in the body of an answer; of whatever else answered with a failing status, what can be said."""
+    error = None
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if isinstance(document, dict):
+        error = document.get("error")
+    if not isinstance(error, dict):
+        text = body[:200].decode("utf-8", "replace").strip()
+        message = f"the daemon answered with status {status}" + (f": {text}" if text else "")
+        return ApiError(status, f"http_{status}", message)
+    return ApiError(status, str(error.get("code", "")), str(error.get("message", "")), error.get("field"))

@@ -1,0 +1,265 @@
+"""Calls to a daemon over its Unix socket, blocking: connections are kept, shared by threads, and made anew."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from taskd.client.call import (
+    ERROR_BYTES_MAX,
+    FINISH_S,
+    IDLE_MAX,
+    TIMEOUT_S,
+    Call,
+    Patience,
+    error_from,
+    is_worth_repeating,
+)
+from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError, TaskdError
+from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
+from taskd.paths import find_socket
+
+Answer = TypeVar("Answer")
+
+
+Release = Callable[[socket.socket], None]
+
+
+class Stream:
+    """An answer whose body is read as it comes. Close it, or read it to its end."""
+
+    def __init__(self, connection: socket.socket, reader: ResponseReader, parts: list[bytes], release: Release) -> None:
+        self._connection: socket.socket | None = connection
+        self._reader = reader
+        self._parts = deque(parts)
+        self._release = release
+        self._settle()
+
+    @property
+    def has_data(self) -> bool:
+        """Whether `read` would return at once: it has data, or has come to its end."""
+        return bool(self._parts) or self._connection is None
+
+    def fileno(self) -> int:
+        """For select and poll; only of use while `has_data` is false."""
+        assert self._connection is not None
+        return self._connection.fileno()
+
+    def read(self, timeout_s: float | None = None) -> bytes:
+        """The next part of the body; empty at its end. Raises TimeoutError after `timeout_s` without one, and
+        ConnectionLost."""
+        while not self._parts:
+            if self._connection is None:
+                return b""
+            self._connection.settimeout(timeout_s)
+            try:
+                self._parts.extend(_receive(self._connection, self._reader))
+            except TimeoutError:
+                raise
+            except BaseException:
+                self.close()
+                raise
+            self._settle()
+        return self._parts.popleft()
+
+    def read_all(self, timeout_s: float | None) -> bytes:
+        """The whole body."""
+        parts = []
+        while part := self.read(timeout_s):
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def finish(self) -> None:
+        """Stop reading an answer that has nothing more to say. Where it ends at once, its connection is kept."""
+        try:
+            while self.read(FINISH_S):
+                pass
+        except (TimeoutError, NoDaemon, ProtocolError):
+            self.close()
+
+    def close(self) -> None:
+        """Stop reading. What has been received stays readable."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()  # An iterator over results that was never begun has nobody else to do it.
+
+    def _settle(self) -> None:
+        if self._reader.is_complete and self._connection is not None:
+            connection, self._connection = self._connection, None
+            if self._reader.is_reusable:
+                self._release(connection)
+            else:
+                connection.close()
+
+
+class Transport:
+    """Sends calls to one daemon. Any number of threads may use it at once.
+
+    `socket_path`: which daemon; None for the one that is found. `patience_s`: how long to go on trying when a daemon
+    that has answered before goes away, or nobody leads; only for calls that may be repeated. `on_trouble` hears of
+    every such delay.
+    """
+
+    def __init__(
+        self,
+        socket_path: str | None = None,
+        *,
+        patience_s: float = 0.0,
+        on_trouble: Callable[[TaskdError], None] | None = None,
+    ) -> None:
+        self._told_path = socket_path
+        self._path: str | None = None
+        self.patience_s = patience_s
+        self.on_trouble = on_trouble
+        self._has_answered = False
+        self._lock = threading.Lock()
+        self._idle: list[socket.socket] = []
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._pid = os.getpid()
+        self._is_closed = False
+
+    @property
+    def path(self) -> str:
+        """The socket in use. Raises NoDaemon, ConfigError."""
+        if self._path is None:
+            self._path = find_socket(self._told_path)
+        return self._path
+
+    def request(self, call: Call) -> bytes:
+        """The whole body of the answer. Raises ApiError, NoDaemon, ConnectionLost, ProtocolError."""
+        return self._with_patience(call, lambda: self._open(call).read_all(call.timeout_s))
+
+    def open(self, call: Call) -> Stream:
+        """The answer as a stream, once its head is there. Raises as `request` does."""
+        return self._with_patience(call, lambda: self._open(call))
+
+    def close(self) -> None:
+        """Let go of all connections, those of open streams included. Calls from now on raise ValueError."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+            streams = list(self._streams)
+        for connection in idle:
+            connection.close()
+        for stream in streams:
+            stream.close()
+
+    def __enter__(self) -> Transport:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _with_patience(self, call: Call, attempt: Callable[[], Answer]) -> Answer:
+        patience = Patience(self.patience_s)
+        while True:
+            try:
+                return attempt()
+            except TimeoutError:
+                raise NoDaemon(f"the daemon at {self.path} has not answered within {call.timeout_s:g} s") from None
+            except (ApiError, NoDaemon) as error:
+                if not is_worth_repeating(error, call.is_repeatable, self._has_answered):
+                    raise
+                delay_s = patience.next_delay_s(time.monotonic())
+                if delay_s is None:
+                    raise
+                if self.on_trouble is not None:
+                    self.on_trouble(error)
+                time.sleep(delay_s)
+
+    def _open(self, call: Call) -> Stream:
+        if self._is_closed:
+            raise ValueError("the client is closed")
+        if call.is_repeatable:
+            # A kept connection may have ended meanwhile without our seeing it: that costs nothing but the next one.
+            while (kept := self._take()) is not None:
+                try:
+                    return self._exchange(kept, call)
+                except ConnectionLost:
+                    continue
+        return self._exchange(self._connect(), call)
+
+    def _exchange(self, connection: socket.socket, call: Call) -> Stream:
+        """Send a call and read the head of its answer."""
+        try:
+            connection.settimeout(call.timeout_s)
+            reader = ResponseReader()
+            parts: list[bytes] = []
+            # A daemon that refuses a body may stop reading it: its answer says why.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(encode_request(call.method, call.target, call.body))
+            while not reader.status:
+                parts += _receive(connection, reader)
+        except BaseException:
+            connection.close()
+            raise
+        self._has_answered = True
+        stream = Stream(connection, reader, parts, self._keep)
+        with self._lock:
+            self._streams.add(stream)
+        if reader.status >= 400:
+            with stream:
+                raise error_from(reader.status, _start_of(stream, call.timeout_s))
+        return stream
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(self.path)
+        except OSError as error:
+            connection.close()
+            raise NoDaemon(f"no daemon answers on {self.path} any more ({error.strerror or error})") from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _take(self) -> socket.socket | None:
+        with self._lock:
+            if self._pid != os.getpid():
+                # In a forked child the kept connections are the parent's: two speakers would mix their calls.
+                self._pid = os.getpid()
+                self._idle = []
+            return self._idle.pop() if self._idle else None
+
+    def _keep(self, connection: socket.socket) -> None:
+        with self._lock:
+            if not self._is_closed and len(self._idle) < IDLE_MAX and self._pid == os.getpid():
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _receive(connection: socket.socket, reader: ResponseReader) -> list[bytes]:
+    """Wait for bytes and read them. Raises TimeoutError, ConnectionLost, ProtocolError."""
+    try:
+        data = connection.recv(READ_BYTES)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise ConnectionLost() from error
+    return reader.feed(data)
+
+
+def _start_of(stream: Stream, timeout_s: float | None) -> bytes:
+    body = b""
+    while len(body) < ERROR_BYTES_MAX and (part := stream.read(timeout_s)):
+        body += part
+    return body
