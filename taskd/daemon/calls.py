@@ -30,7 +30,7 @@ async def closing(stream: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[b
             await close()
 
 
-Answer = Callable[[int, ApiRequest], Awaitable[ApiResponse]]
+Answer = Callable[[ApiRequest], Awaitable[ApiResponse]]
 CallMessage = msg.Request | msg.RequestPart | msg.Response | msg.ResponsePart | msg.Abandon
 
 
@@ -227,7 +227,7 @@ class Calls:
                 message.method, parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)),
                 Caller(message.user, message.is_admin), bytes(incoming.body),
             )  # fmt: skip
-            response = await self._answer(node_id, request)
+            response = await self._answer(request)
             await self._send_response(node_id, call, response)
         except asyncio.CancelledError:
             if key in self._incoming:

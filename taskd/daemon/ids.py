@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from uuid import UUID
 
+NO_ID = bytes(16)  # Below every id.
 _COUNTER_BITS = 42  # Below the millisecond: a random start, then counting up, so that ids of one source stay in order.
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from taskd.api.dispatch import dispatch
 from taskd.api.service import ApiRequest, ApiResponse, Watch
 from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeFit, NodeView, Ready
 from taskd.core import events as ev
@@ -88,7 +89,7 @@ class DaemonService:
             if leader is None:
                 raise NoLeader()
         if leader == self._node.info.node_id:
-            raise NoLeader("leadership is changing hands; try again")
+            return await dispatch(request, self, is_relayed=True)  # It is us by now.
         return await self._calls.ask(leader, request)
 
     def now_s(self) -> float:
@@ -163,10 +164,6 @@ class DaemonService:
     def rows(self, ids: list[bytes]) -> list[TaskRow]:
         """Durable state of those that exist."""
         return self._store.get(ids)
-
-    async def list(self, query: Query) -> list[TaskRow]:
-        """One page, newest first."""
-        return await self._store.list(query)
 
     async def ending_in(self, suffix: str, limit: int) -> list[bytes]:
         """Ids that end in these hexadecimal digits."""
@@ -335,6 +332,12 @@ class DaemonService:
     def metrics(self) -> bytes:
         """This node's figures."""
         return self._metrics()
+
+    # Last in the class: after it, the word `list` means this method and no longer the type.
+
+    async def list(self, query: Query) -> list[TaskRow]:
+        """One page, newest first."""
+        return await self._store.list(query)
 
 
 def _change_of(row: TaskRow) -> Change:

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._frames_bytes = 0
         self._flush_is_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._is_paused = False
         self._resumed: list[asyncio.Future[None]] = []
         self._reason: tuple[str, bool] | None = None
@@ -179,10 +180,16 @@ class Connection(asyncio.Protocol):
         self._set_timer()
 
     def _set_timer(self) -> None:
-        if self._timer is None and self._reason is None:
-            assert self.session is not None
-            delay = max(0.0, self.session.next_deadline() - monotonic())
-            self._timer = self._loop.call_later(delay, self._on_timer)
+        assert self.session is not None
+        if self._reason is not None:
+            return
+        due = self.session.next_deadline()
+        if self._timer is not None:
+            if due >= self._timer_at:
+                return  # It looks again when it fires: to move it with every message would cost more.
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(0.0, due - monotonic()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -1,0 +1,293 @@
+"""One daemon from start to end: opens the worlds in order, joins them to the node, and closes them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from taskd import paths
+from taskd.api.app import serve
+from taskd.api.dispatch import dispatch, error_response
+from taskd.api.service import ApiRequest, ApiResponse
+from taskd.config import Config, changes
+from taskd.config import load as load_config
+from taskd.core import events as ev
+from taskd.core.node import Node
+from taskd.core.settings import SchedulerSettings
+from taskd.daemon import logs
+from taskd.daemon.calls import CallMessage, Calls
+from taskd.daemon.hub import Hub
+from taskd.daemon.ids import NO_ID
+from taskd.daemon.logs import log
+from taskd.daemon.metrics import text_source
+from taskd.daemon.notify import Notifier
+from taskd.daemon.outputs import PREFIX, answer_output
+from taskd.daemon.service import DaemonService
+from taskd.daemon.shell import Shell
+from taskd.daemon.state import StateDirectory, choose_socket, identify
+from taskd.daemon.work import Work
+from taskd.errors import ConfigError, TaskdError
+from taskd.net.discovery import Discovery
+from taskd.net.mesh import Mesh
+from taskd.net.security import SchedulerKey, WorkerKey, load_key
+from taskd.protocol.messages import NodeInfo, Role
+from taskd.store.base import Query
+from taskd.store.journal import Journal
+from taskd.store.sqlite import SQLiteStore
+from taskd.version import VERSION
+
+STATUS_S = 5.0
+KEY_POLL_S = 0.2
+STOP_MARGIN_S = 10.0  # Beyond the grace of running tasks; then the process ends whatever is missing.
+
+
+def run(roles: tuple[Role, ...], config_path: Path | None, overrides: dict[str, object]) -> int:
+    """Run a daemon until it is told to stop. Returns the exit code of the process."""
+    try:
+        config = load_config(config_path, os.environ, overrides)
+        logs.set_up(config.node.log_level, config.node.log_format, os.environ)
+        daemon = Daemon(roles, config, lambda: load_config(config_path, os.environ, overrides))
+        return _run(daemon.run)
+    except TaskdError as error:
+        print(f"taskd: {error.message}", file=sys.stderr)  # noqa: T201  # the log may not be set up yet
+        return 1
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    try:
+        import uvloop  # noqa: PLC0415  # not on every platform
+    except ImportError:
+        return asyncio.run(main())
+    return uvloop.run(main())
+
+
+class Daemon:
+    """One process: its roles, its settings, and how it reads them again."""
+
+    def __init__(self, roles: tuple[Role, ...], config: Config, reload: Callable[[], Config]) -> None:
+        self._roles = roles
+        self._config = config
+        self._reload_config = reload
+        self._notifier = Notifier(os.environ)
+        self._stop_wanted = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+
+    async def run(self) -> int:
+        """Open everything, serve, and close everything. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        async with AsyncExitStack() as stack:
+            config = self._config
+            state = StateDirectory.opened(config.node, self._roles)
+            stack.callback(state.close)
+            key = await self._key()
+            if key is None:
+                return 0
+            return await self._serve(stack, state, key)
+
+    async def _key(self) -> SchedulerKey | WorkerKey | None:
+        """The cluster key: made by the first scheduler, awaited by a worker. None: told to stop meanwhile."""
+        path = Path(self._config.node.key_file or paths.key_file())
+        key = load_key(path)
+        if key is None and "scheduler" in self._roles:
+            made = SchedulerKey.generate()
+            made.save(path)
+            log("info", "a new cluster key was made", path=str(path), cluster=made.fingerprint)
+            return made
+        if key is None:
+            log("warning", "waiting for the cluster key: bring it with `taskd key import`", path=str(path))
+        while key is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop_wanted.wait(), KEY_POLL_S)
+                return None
+            key = load_key(path)
+        if "scheduler" in self._roles and not isinstance(key, SchedulerKey):
+            raise ConfigError(f"{path} holds a worker key: a scheduler needs the scheduler key of the cluster")
+        return key
+
+    async def _serve(self, stack: AsyncExitStack, state: StateDirectory, key: SchedulerKey | WorkerKey) -> int:
+        config, roles = self._config, self._roles
+        identity = identify(state, config.node.id, time.time())
+        place = choose_socket(config.node, roles)
+        stack.callback(place.close)
+        store: SQLiteStore | None = None
+        if "scheduler" in roles:
+            store = SQLiteStore.open(state.of("scheduler") / "taskd.db")
+            stack.callback(store.close)
+        store_id = store.store_id if store is not None else bytes.fromhex(identity.store_id)
+        name = config.node.name or socket.gethostname()
+        info = NodeInfo(identity.node_id, name, roles, store_id, secrets.randbits(63), VERSION)
+
+        hub = Hub()
+        stack.callback(hub.close)
+        shell_box: list[Shell] = []
+        work: Work | None = None
+        journal: Journal | None = None
+        if "worker" in roles:
+            directory = state.of("worker")
+            journal = Journal.open(directory / "journal")
+            stack.callback(journal.close)
+            work = Work(
+                directory, store_id, place.path, config.worker, lambda begun, ended: shell_box[0].progressed(begun, ended)
+            )
+            await work.open(stack)
+        settings = _scheduler_settings(config) if store is not None else None
+        offer = work.offer(config.worker) if work is not None else None
+        shell = Shell(Node(info, Random(), settings, offer), hub, store, journal)  # noqa: S311  # jitter, no secret
+        shell_box.append(shell)
+        stack.callback(shell.close)
+        shell.runner = work.runner if work is not None else None
+
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        running: list[asyncio.Task[None]] = []
+        stack.callback(lambda: [task.cancel() for task in running])
+        calls = Calls(lambda request: self._answer(service, work, request), group)
+        mesh = self._mesh(info, key, shell, calls)
+        shell.mesh = calls.mesh = mesh
+        read_output = work.read_output if work is not None else None
+        metrics = text_source(shell, lambda: mesh.counters.reconnects, mesh.peers)
+        newest = await store.list(Query(limit=1)) if store is not None else []
+        service = DaemonService(
+            shell, calls, config.node.cluster, mesh.peers, read_output, metrics,
+            config.scheduler.free_disk_min_bytes, newest[0].id if newest else NO_ID,
+        )  # fmt: skip
+
+        if store is not None:
+            shell.tell(store.load())
+        if journal is not None:
+            shell.tell(journal.load())
+        running.append(group.create_task(shell.run()))
+        if work is not None:
+            running.append(group.create_task(work.keep_tidy()))
+        await mesh.start()
+        stack.push_async_callback(mesh.stop, "stopping")
+        discovery = self._discovery(info, key, mesh)
+        if discovery is not None:
+            running.append(group.create_task(discovery.run()))
+        api = await serve(service, Path(place.path), config.api.socket_mode, config.api.socket_group)
+        stack.push_async_callback(api.close)
+        log("info", "started", node=info.node_id, name=name, roles=",".join(roles), socket=place.path, version=VERSION)
+        running.append(group.create_task(self._keep_manager_informed(service)))
+        running.append(group.create_task(self._reload_when_wanted(shell, work)))
+        return await self._until_stopped(shell)
+
+    # -- The pieces ----------------------------------------------------------------------------------------------------
+
+    def _mesh(self, info: NodeInfo, key: SchedulerKey | WorkerKey, shell: Shell, calls: Calls) -> Mesh:
+        network = self._config.network
+
+        def on_event(event: ev.PeerUp | ev.PeerDown | ev.Received) -> None:
+            if isinstance(event, ev.PeerDown):
+                calls.peer_down(event.node_id)
+            shell.tell(event)
+
+        def on_call(node_id: int, message: CallMessage) -> None:
+            calls.on_message(node_id, message)
+
+        return Mesh(
+            node=info,
+            cluster=self._config.node.cluster,
+            key=key,
+            listen=network.listen,
+            join=network.join,
+            heartbeat_s=network.heartbeat_s,
+            peer_timeout_s=network.peer_timeout_s,
+            redial_max_s=network.redial_max_s,
+            random=Random(),  # noqa: S311  # jitter, no secret
+            on_event=on_event,
+            on_call=on_call,
+            log=log,
+        )
+
+    def _discovery(self, info: NodeInfo, key: SchedulerKey | WorkerKey, mesh: Mesh) -> Discovery | None:
+        network = self._config.network
+        if not network.mdns:
+            return None
+        return Discovery(info, key.fingerprint, mesh, network.interfaces, log)
+
+    async def _answer(self, service: DaemonService, work: Work | None, request: ApiRequest) -> ApiResponse:
+        """Answer a call from another node: a relayed request where we lead, or a leader's request for output."""
+        if not request.path.startswith(PREFIX):
+            return await dispatch(request, service, is_relayed=True)
+        try:
+            return answer_output(request, work.read_output if work is not None else None)
+        except TaskdError as error:
+            return error_response(error)
+
+    # -- While it runs -------------------------------------------------------------------------------------------------
+
+    async def _until_stopped(self, shell: Shell) -> int:
+        """Until the node ends or somebody wants us to; then stop in good order. Returns the exit code."""
+        stop = asyncio.ensure_future(self._stop_wanted.wait())
+        try:
+            await asyncio.wait({stop, shell.exited}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if not shell.exited.done():
+            self._notifier.stopping("stopping")
+            log("info", "stopping")
+            grace_s = self._config.worker.stop_grace_s
+            shell.tell(ev.StopWanted(grace_s))
+            try:
+                async with asyncio.timeout(grace_s + STOP_MARGIN_S):
+                    await asyncio.shield(shell.exited)
+            except TimeoutError:
+                log("error", "tasks would not end in time")
+                return 1
+        status, reason = shell.exited.result()
+        log("error" if status else "info", "stopped", reason=reason)
+        return status
+
+    async def _keep_manager_informed(self, service: DaemonService) -> None:
+        """Tell the service manager when we serve, and how we are; until cancelled."""
+        is_ready = False
+        while True:
+            view = service.cluster()
+            roles = ",".join(view.roles)
+            text = f"{roles}; leader {view.leader_name or 'unknown'}; {sum(view.tasks.values())} tasks, {view.health}"
+            if not is_ready and service.ready().ready:
+                is_ready = self._notifier.ready(text) or True
+            else:
+                self._notifier.status(text)
+            if self._notifier.watchdog_s is not None:
+                self._notifier.watchdog()
+            await asyncio.sleep(min(STATUS_S, self._notifier.watchdog_s or STATUS_S) if is_ready else 0.1)
+
+    async def _reload_when_wanted(self, shell: Shell, work: Work | None) -> None:
+        """SIGHUP: take over what settings can change while running, name those that cannot; until cancelled."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self._notifier.reloading()
+            try:
+                config = self._reload_config()
+            except TaskdError as error:
+                log("error", "the configuration is not valid; the old one stays", reason=error.message)
+            else:
+                reloaded, waiting = changes(self._config, config)
+                self._config = config
+                logs.set_level(config.node.log_level)
+                if shell.node.scheduler is not None:
+                    shell.tell(ev.SettingsChanged(_scheduler_settings(config)))
+                if work is not None:
+                    shell.tell(ev.OfferChanged(work.offer(config.worker)))
+                log("info", "configuration read again", changed=",".join(reloaded), needs_restart=",".join(waiting))
+            self._notifier.ready("reloaded")
+
+
+def _scheduler_settings(config: Config) -> SchedulerSettings:
+    wanted = config.scheduler
+    return SchedulerSettings(**{name: getattr(wanted, name) for name in SchedulerSettings.__struct_fields__})
