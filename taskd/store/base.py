@@ -39,19 +39,22 @@ class Store(Protocol):
         """Make the rows durable, all or none. Raises StoreError: then whether they are is unknown."""
 
     def get(self, ids: list[bytes]) -> list[TaskRow]:
-        """The rows of those ids that exist, in the order of `ids`. Quick: for use on the event loop, up to 1,000 ids."""
+        """The rows of those ids that exist, in the order of `ids`. Quick, for the event loop: up to 1,000 ids."""
 
     def existing(self, ids: list[bytes]) -> set[bytes]:
         """Which of these ids are taken. Quick, for any number of ids."""
 
-    async def list(self, query: Query) -> list[TaskRow]:
-        """One page of tasks, newest first."""
-
     async def ending_in(self, suffix: str, limit: int = 2) -> list[bytes]:
         """Ids whose hexadecimal form, without hyphens, ends so; newest first, at most `limit`."""
 
+    async def list(self, query: Query) -> list[TaskRow]:
+        """One page of tasks, newest first."""
+
     async def newest(self, owner: str) -> bytes | None:
         """The newest task of this owner."""
+
+    def newest_id(self) -> bytes:
+        """The greatest id of all tasks, 16 zero bytes where there is none. Quick."""
 
     async def counts(self) -> dict[tuple[int, str], int]:
         """How many tasks there are, by (state, queue)."""

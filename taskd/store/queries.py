@@ -1,0 +1,160 @@
+"""How the database is read. Plain functions on a connection; they raise apsw.Error.
+
+What can take long is cut into slices: a slice looks at a bounded number of tasks, newest first, and says where the
+next one begins. So however many tasks there are, no reader holds up another or keeps the write-ahead log from being
+emptied.
+"""
+
+# ruff: noqa: S608 - the SQL is made of column names and conditions of our own; values are always bound
+
+from __future__ import annotations
+
+from array import array
+
+import apsw
+import msgspec
+from msgspec import Struct
+
+from taskd.core.events import Loaded
+from taskd.core.task import NodeRow, TaskRow, TaskState
+from taskd.protocol.messages import Term
+from taskd.store.base import Query
+
+SLICE_TASKS = 20_000  # Looked at in one slice: about 10 ms.
+SLICE_IDS = 100_000  # The same where ids are enough, which are read from the index alone.
+SLICE_BYTES = 4 << 20  # Of specs and records in the answer to one slice; a single row may be larger.
+TOP = b"\xff" * 17  # Above every id.
+
+COLUMNS = ", ".join(TaskRow.__struct_fields__)
+_GET = f"SELECT {COLUMNS} FROM carray(?) CROSS JOIN tasks ON id = value"  # CROSS JOIN keeps the order of the array.
+_EXISTING = "SELECT value FROM carray(?) CROSS JOIN tasks ON id = value"
+_UNFINISHED = f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_unfinished WHERE state < 20 ORDER BY id"
+
+_BY_ID = "INDEXED BY sqlite_autoindex_tasks_1 WHERE true"
+_BY_UNFINISHED_ID = "INDEXED BY tasks_unfinished WHERE state < 20"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_term = msgspec.json.Decoder(Term).decode
+
+
+class _Labels(Struct):
+    """The labels of a spec, without the cost of decoding the rest."""
+
+    labels: dict[str, str] = {}
+
+
+_decode_labels = msgspec.msgpack.Decoder(_Labels).decode
+
+
+# -- Quick enough for the event loop -----------------------------------------------------------------------------------
+
+
+def load(connection: apsw.Connection) -> Loaded:
+    """What a scheduler needs at start. Also raises msgspec.DecodeError where the database is damaged."""
+    with connection:  # One snapshot.
+        term = connection.execute("SELECT value FROM meta WHERE key = 'term'").get
+        tasks = [TaskRow(*row) for row in connection.execute(_UNFINISHED)]
+        nodes = [
+            NodeRow(node_id, name, tuple(roles.split(",")) if roles else (), drain_reason, seen_s)
+            for node_id, name, roles, drain_reason, seen_s in connection.execute("SELECT * FROM nodes ORDER BY node_id")
+        ]
+    return Loaded(None if term is None else _decode_term(term), tasks, nodes)
+
+
+def get(connection: apsw.Connection, ids: list[bytes]) -> list[TaskRow]:
+    """The rows of those ids that exist, in the order of `ids`."""
+    if not ids:
+        return []
+    return [TaskRow(*row) for row in connection.execute(_GET, (apsw.carray(tuple(ids)),))]
+
+
+def existing(connection: apsw.Connection, ids: list[bytes]) -> set[bytes]:
+    """Which of these ids are taken."""
+    if not ids:
+        return set()
+    return {id for (id,) in connection.execute(_EXISTING, (apsw.carray(tuple(ids)),))}
+
+
+def newest_id(connection: apsw.Connection) -> bytes:
+    """The greatest id of all tasks, 16 zero bytes where there is none."""
+    id = connection.execute("SELECT max(id) FROM tasks").get
+    assert id is None or isinstance(id, bytes)
+    return id or bytes(16)
+
+
+# -- In slices ---------------------------------------------------------------------------------------------------------
+
+
+def scan(connection: apsw.Connection, query: Query, limit: int) -> tuple[list[TaskRow], bytes]:
+    """One slice of the tasks that match, newest first, at most `limit`; and `before` of the next slice, empty when
+    there is none."""
+    index, conditions, values = _conditions(query)
+    before = query.before or TOP
+    end = _end_of_slice(connection, index, before, SLICE_TASKS)
+    sql = f"SELECT {COLUMNS} FROM tasks {index} AND id < ? AND id >= ? {conditions} ORDER BY id DESC"
+    rows: list[TaskRow] = []
+    size_bytes = 0
+    for values_of_row in connection.execute(sql, (before, end, *values)):
+        row = TaskRow(*values_of_row)
+        if not _has_labels(row.spec, query.labels):
+            continue
+        rows.append(row)
+        size_bytes += len(row.spec) + len(row.record)
+        if len(rows) >= limit or size_bytes >= SLICE_BYTES:
+            return rows, row.id
+    return rows, end
+
+
+def scan_ids(connection: apsw.Connection, suffix: str, before: bytes, limit: int) -> tuple[list[bytes], bytes]:
+    """One slice of the ids whose hexadecimal form ends so, newest first, at most `limit`; and `before` of the next."""
+    before = before or TOP
+    end = _end_of_slice(connection, _BY_ID, before, SLICE_IDS)
+    sql = f"SELECT id FROM tasks {_BY_ID} AND id < ? AND id >= ? AND substr(hex(id), ?) = ? ORDER BY id DESC LIMIT ?"
+    found = [id for (id,) in connection.execute(sql, (before, end, -len(suffix), suffix.upper(), limit))]
+    return found, found[-1] if len(found) == limit else end
+
+
+def count(connection: apsw.Connection, before: bytes) -> tuple[list[tuple[int, str, int]], bytes]:
+    """One slice of the counts by (state, queue); and `before` of the next."""
+    before = before or TOP
+    end = _end_of_slice(connection, _BY_ID, before, SLICE_TASKS)
+    sql = f"SELECT state, queue, count(*) FROM tasks {_BY_ID} AND id < ? AND id >= ? GROUP BY state, queue"
+    return [(state, queue, number) for state, queue, number in connection.execute(sql, (before, end))], end
+
+
+def _end_of_slice(connection: apsw.Connection, index: str, before: bytes, tasks: int) -> bytes:
+    """The lowest id of the slice; empty, which is below every id, for the last one."""
+    sql = f"SELECT id FROM tasks {index} AND id < ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+    end = connection.execute(sql, (before, tasks - 1)).get
+    assert end is None or isinstance(end, bytes)
+    return end or b""
+
+
+def _conditions(query: Query) -> tuple[str, str, list[apsw.SQLiteValue]]:
+    """The index to walk along, further conditions, and their values."""
+    conditions = ""
+    values: list[apsw.SQLiteValue] = []
+    for column, wanted in (
+        ("queue", query.queues), ("type", query.types), ("owner", query.owners), ("name", query.names),
+    ):  # fmt: skip
+        if wanted:
+            conditions += f" AND {column} IN carray(?)"
+            values.append(apsw.carray(tuple(wanted)))
+    for label in query.labels:
+        # In msgpack a label is its key and then its value, whatever stands around: a quick look for these bytes passes
+        # over nearly all tasks without the label, and never over one that has it.
+        conditions += " AND instr(spec, ?)"
+        values.append(b"".join(map(_encode, label)))
+    if not query.states:
+        return _BY_ID, conditions, values
+    conditions = " AND state IN carray(?)" + conditions
+    values.insert(0, apsw.carray(array("q", query.states)))
+    is_unfinished = all(state < TaskState.SUCCEEDED for state in query.states)
+    return _BY_UNFINISHED_ID if is_unfinished else _BY_ID, conditions, values
+
+
+def _has_labels(spec: bytes, labels: tuple[tuple[str, str], ...]) -> bool:
+    if not labels:
+        return True
+    found = _decode_labels(spec).labels
+    return all(found.get(key) == value for key, value in labels)

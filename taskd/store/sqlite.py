@@ -1,0 +1,261 @@
+"""The database of a scheduler: SQLite in WAL mode, each commit made durable by an fsync.
+
+Quick reads by key are made here, on the event loop, by a connection that cannot write. Commits and readings that may
+look at many tasks are made by a process of the store's own (process.py), so that neither an fsync nor a long search
+ever holds up the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from pathlib import Path
+
+import apsw
+import msgspec
+
+from taskd.core.effects import Commit
+from taskd.core.events import Loaded
+from taskd.core.task import NodeRow, TaskRow
+from taskd.errors import StoreError
+from taskd.store import queries, wire
+from taskd.store.base import Query
+from taskd.store.channel import Channel
+from taskd.store.process import CHANGING
+from taskd.store.schema import explain, open_reader, prepare
+
+CLOSE_S = 30.0  # For the last commit and checkpoint; then the process is killed, which loses nothing durable.
+SOCKET_BYTES = 1 << 20  # Asked of the kernel, which may grant less: a usual commit leaves in one write.
+
+_changing = attrgetter(*CHANGING)
+_encode_json = msgspec.json.Encoder().encode
+
+OnCommit = Callable[[float, int], None]
+"""Told after each commit: how many seconds it took, how many rows it held."""
+
+
+class SQLiteStore:
+    """See store.base.Store. To be used by one loop, and by one process at a time."""
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        store_id: bytes,
+        reader: apsw.Connection,
+        process: subprocess.Popen[bytes],
+        commits: socket.socket,
+        reads: socket.socket,
+        on_commit: OnCommit | None,
+    ) -> None:
+        self.store_id = store_id
+        self._path = path
+        self._reader = reader
+        self._process = process
+        self._commits = Channel(commits, self._why_ended)
+        self._reads = Channel(reads, self._why_ended)
+        self._on_commit = on_commit
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, on_commit: OnCommit | None = None) -> SQLiteStore:
+        """Open the database, making it or bringing it up to date where needed. The directory must exist.
+
+        A store that another process still has open on it can write no more from now on. Raises StoreError.
+        """
+        path = Path(path).absolute()
+        identity = prepare(path)
+        with contextlib.ExitStack() as undo:
+            commits, their_commits = _socket_pair(undo)
+            reads, their_reads = _socket_pair(undo)
+            try:
+                reader = open_reader(path)
+            except apsw.Error as error:
+                raise explain(error, path) from error
+            undo.callback(reader.close)
+            process = _start_process(path, identity.writer, their_commits, their_reads)
+            undo.pop_all()
+        their_commits.close()
+        their_reads.close()
+        return cls(
+            path=path,
+            store_id=identity.store_id,
+            reader=reader,
+            process=process,
+            commits=commits,
+            reads=reads,
+            on_commit=on_commit,
+        )
+
+    # -- Writing -------------------------------------------------------------------------------------------------------
+
+    async def commit(self, commit: Commit) -> None:
+        """Make the rows durable, all or none. Raises StoreError: then whether they are is unknown.
+
+        After an error of the disk, and after the database was opened by another process, every commit fails.
+        """
+        write = wire.Write(
+            None if commit.term is None else _encode_json(commit.term),
+            commit.inserted,
+            [_changing(row) for row in commit.updated],
+            [_node_values(row) for row in commit.nodes],
+        )
+        begun = time.perf_counter()
+        await self._commits.ask(write)
+        if self._on_commit is not None:
+            rows = len(commit.inserted) + len(commit.updated) + len(commit.nodes)
+            self._on_commit(time.perf_counter() - begun, rows)
+
+    # -- Quick reading, on the loop ------------------------------------------------------------------------------------
+
+    def load(self) -> Loaded:
+        """Everything a scheduler needs at start. Raises StoreError."""
+        with self._reading():
+            return queries.load(self._reader)
+
+    def get(self, ids: list[bytes]) -> list[TaskRow]:
+        """The rows of those ids that exist, in the order of `ids`. Raises StoreError. 1,000 recent ones: 1 ms."""
+        with self._reading():
+            return queries.get(self._reader, ids)
+
+    def existing(self, ids: list[bytes]) -> set[bytes]:
+        """Which of these ids are taken. Raises StoreError. 20,000 that are not: 1 ms."""
+        with self._reading():
+            return queries.existing(self._reader, ids)
+
+    def newest_id(self) -> bytes:
+        """The greatest id of all tasks, 16 zero bytes where there is none. Raises StoreError."""
+        with self._reading():
+            return queries.newest_id(self._reader)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as error:
+            raise explain(error, self._path) from error
+        except msgspec.DecodeError as error:
+            raise StoreError(f"{self._path} is damaged ({error}): restore a backup") from error
+
+    # -- Long reading, in the process ----------------------------------------------------------------------------------
+
+    async def ending_in(self, suffix: str, limit: int = 2) -> list[bytes]:
+        """Ids whose hexadecimal form, without hyphens, ends so; newest first, at most `limit`. Raises StoreError,
+        Overloaded."""
+        ids: list[bytes] = []
+        before = b""
+        while len(ids) < limit:
+            answer = await self._reads.ask(wire.ScanIds(suffix, before, limit - len(ids)))
+            assert isinstance(answer, wire.Ids), answer
+            ids += answer.ids
+            before = answer.before
+            if not before:
+                break
+        return ids
+
+    async def counts(self) -> dict[tuple[int, str], int]:
+        """How many tasks there are, by (state, queue). About 0.3 s for a million. Raises StoreError, Overloaded."""
+        total: Counter[tuple[int, str]] = Counter()
+        before = b""
+        while True:
+            answer = await self._reads.ask(wire.Count(before))
+            assert isinstance(answer, wire.Counts), answer
+            for state, queue, number in answer.counts:
+                total[state, queue] += number
+            before = answer.before
+            if not before:
+                return dict(total)
+
+    async def list(self, query: Query) -> list[TaskRow]:
+        """One page of tasks, newest first; of a scan that finds little, however long it is. Raises StoreError,
+        Overloaded."""
+        rows: list[TaskRow] = []
+        while len(rows) < query.limit:
+            answer = await self._reads.ask(wire.Scan(query, query.limit - len(rows)))
+            assert isinstance(answer, wire.Rows), answer
+            rows += answer.rows
+            if not answer.before:
+                break
+            query = msgspec.structs.replace(query, before=answer.before)
+        return rows
+
+    async def newest(self, owner: str) -> bytes | None:
+        """The newest task of this owner. Raises StoreError, Overloaded."""
+        rows = await self.list(Query(owners=(owner,), limit=1))
+        return rows[0].id if rows else None
+
+    # -- The files -----------------------------------------------------------------------------------------------------
+
+    def size_bytes(self) -> int:
+        """Bytes on disk, write-ahead log included. Raises StoreError."""
+        total = 0
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(f"{self._path}{suffix}").st_size
+        return total
+
+    def free_bytes(self) -> int:
+        """Bytes free on the database's disk, to us. Raises StoreError."""
+        try:
+            found = os.statvfs(self._path)
+        except OSError as error:
+            raise StoreError(f"{self._path}: {error.strerror}") from error
+        return found.f_bavail * found.f_frsize
+
+    def close(self) -> None:
+        """Let go of the files, in good order: what was asked for is finished. Blocks for some milliseconds."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._reader.close()
+        self._reads.close()
+        self._commits.close()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _why_ended(self) -> str:
+        status = self._process.poll()
+        ended = "stopped answering" if status is None else f"ended with status {status}"
+        return f"the process {self._process.pid} that writes {self._path} {ended}"
+
+
+def _socket_pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Our end, which never blocks, and the other."""
+    ours, theirs = socket.socketpair()
+    undo.callback(ours.close)
+    undo.callback(theirs.close)
+    ours.setblocking(False)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+    return ours, theirs
+
+
+def _start_process(path: Path, writer: bytes, commits: socket.socket, reads: socket.socket) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).parents[2])
+    inherited = os.environ.get("PYTHONPATH")
+    files = (commits.fileno(), reads.fileno())
+    try:
+        return subprocess.Popen(
+            # -P: nothing is imported from where the daemon happens to stand.
+            [sys.executable, "-P", "-m", "taskd.store.process", str(path), writer.hex(), *map(str, files)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=files,
+            env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root},
+            process_group=0,  # A Ctrl-C at the terminal is the daemon's to answer.
+        )
+    except OSError as error:
+        raise StoreError(f"the process that writes {path} cannot be started: {error}") from error
+
+
+def _node_values(row: NodeRow) -> tuple[int, str, str, str | None, float]:
+    return row.node_id, row.name, ",".join(row.roles), row.drain_reason, row.seen_s
