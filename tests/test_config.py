@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskd import paths
-from taskd.config import RELOADABLE, SETTINGS, Config, changes, load
+from taskd.config import PORT_DEFAULT, RELOADABLE, SETTINGS, Config, changes, load
 from taskd.core.settings import SchedulerSettings as CoreSettings
 from taskd.errors import ConfigError
+from taskd.net.mesh import PORT_DEFAULT as MESH_PORT_DEFAULT
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "config" / "taskd.toml"
@@ -287,6 +288,10 @@ def test_the_core_has_the_same_settings_of_the_scheduler():
     ours = Config().scheduler
     for name, default in msgspec.structs.asdict(CoreSettings()).items():
         assert getattr(ours, name) == default, name
+
+
+def test_the_mesh_has_the_same_port():
+    assert PORT_DEFAULT == MESH_PORT_DEFAULT
 
 
 # -- The file and the document -----------------------------------------------------------------------------------------
