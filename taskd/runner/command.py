@@ -255,8 +255,6 @@ class CommandKind:
         for pidfd, _ in self._epoll.poll(0):
             attempt = self._by_pidfd.pop(pidfd)
             os.close(pidfd)  # Which takes it out of the epoll.
-            # Before it is reaped: as long as it is a zombie nobody else can have the number of its group.
-            _signal_group(attempt.pid, signal.SIGKILL)
             self._reap(attempt)
             attempt.ended_s = now_s
             exited.append(attempt)

@@ -137,13 +137,12 @@ class Reaper:
     def _kill_leftover(self, pid: int) -> bool:
         """Whether it was one and, when last seen, alive."""
         try:
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid() or self._worker_mark not in _environment(pid):
-                return False
+            # First: should it end now, a signal by this handle cannot hit the process that gets its number.
             handle = os.pidfd_open(pid)
         except OSError:
             return False
         try:
-            if self._worker_mark not in _environment(pid):  # Ended meanwhile: the handle may be of a newcomer.
+            if os.stat(f"/proc/{pid}").st_uid != os.geteuid() or self._worker_mark not in _environment(pid):
                 return False
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         except OSError:

@@ -188,3 +188,31 @@ async def test_limited_task_that_cannot_start_says_why(kernel: Kernel, tmp_path:
         assert len(kernel.removed) == 3
         shutil.rmtree(kernel.root)
         assert (await stage.run("true", resources=resources)).outcome is Outcome.SPAWN_FAILED
+
+
+_MOUNTS = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
+_REAL = next((path for path in _MOUNTS if (path / "cgroup.controllers").exists()), None)
+
+
+@pytest.mark.skipif(_REAL is None or os.geteuid() != 0, reason="needs root and a mounted cgroup v2")
+async def test_real_group_takes_even_untraceable_strays(tmp_path: Path) -> None:
+    assert _REAL is not None
+    own = _REAL / f"taskd-test-{os.getpid()}"
+    own.mkdir()
+    try:
+        async with Stage(tmp_path, cgroups=Cgroups(own, frozenset())) as stage:
+            daemon = "env -i setsid sh -c 'echo up > up; exec sleep 1000'"
+            script = f"mkfifo up; {daemon} & read line < up; cat /proc/self/cgroup; exit 3"
+            key = stage.start(shell=script, resources={"cpus": 1000})
+            end = await stage.end_of(key)
+            assert (end.outcome, end.report.exit_code) == (Outcome.EXIT_NONZERO, 3)
+            assert f"0::/{own.name}/attempt-{key.task_id.hex()}-1" in end.stdout.split()
+            assert end.report.error is None
+            assert stage.reaper.strays() == {}
+            running = stage.start("sleep", "1000", resources={"cpus": 1000})
+            await stage.start_of(running)
+            stage.kind.kill(running)
+            assert (await stage.end_of(running)).outcome is Outcome.SIGNAL
+        assert [path for path in own.iterdir() if path.is_dir()] == []
+    finally:
+        own.rmdir()

@@ -108,8 +108,13 @@ async def test_what_cannot_be_started_says_why(stage: Stage, tmp_path: Path) -> 
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
+    plain_path = {"PATH": "/usr/bin:/bin"}  # One with a directory that may not be searched says so instead.
     cases: list[tuple[TaskSpec, str, str]] = [
-        (TaskSpec("command", argv=("no-such-program",)), "FileNotFoundError", "'no-such-program' on this worker (PATH"),
+        (
+            TaskSpec("command", argv=("no-such-program",), env=plain_path),
+            "FileNotFoundError",
+            "'no-such-program' on this worker (PATH",
+        ),
         (TaskSpec("command", argv=("/no/such/program",)), "FileNotFoundError", "no program '/no/such/program'"),
         (TaskSpec("command", argv=(str(plain),)), "PermissionError", "Permission denied"),
         (TaskSpec("command", argv=("/",)), "PermissionError", "Permission denied"),

@@ -165,6 +165,25 @@ async def test_long_output_keeps_its_end_and_says_so(tmp_path: Path) -> None:
         assert path.stat().st_blocks * 512 < limit
 
 
+async def test_nothing_more_is_dropped_before_the_limit_is_reached_again(tmp_path: Path) -> None:
+    output, key, part = Output(tmp_path, 64 << 10), new_key(), b"x" * (16 << 10)
+    await output.open()
+    lent = output.begin(key)
+    first_kept = []
+    for _ in range(9):
+        os.write(lent.stdout_fd, part)
+        assert output.bound() == []
+        first_kept.append(output.read(key.task_id, 1, "stdout", 0, 1)[0] >> 10)
+    assert first_kept == [0, 0, 0, 0, 48, 48, 48, 96, 96]
+    os.ftruncate(lent.stdout_fd, 0)
+    os.write(lent.stdout_fd, part)
+    assert output.bound() == []
+    assert output.read(key.task_id, 1, "stdout", 0, 1) == (0, b"x")
+    lent.close_descriptors()
+    output.end(lent)
+    await output.close()
+
+
 async def test_stream_that_cannot_be_bounded_ends_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class NoHoles:
         @staticmethod
