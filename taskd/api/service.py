@@ -22,17 +22,21 @@ class Caller(Struct, frozen=True):
 
 
 class ApiRequest(Struct, frozen=True):
-    """A request, whether it came over the socket or was relayed by another node. `path` has no query."""
+    """A request, whether it came over the socket or was relayed by another node. `path` has no query and is still
+    percent-encoded; of a query field given several times the values are joined by commas. Headers do not travel: the
+    Idempotency-Key comes as the query field `idempotency_key`."""
 
     method: str
     path: str
     query: dict[str, str]
     caller: Caller
     body: bytes = b""
+    argument: str = ""  # what the path names, e.g. a task's id: filled in by dispatch
 
 
 class ApiResponse(Struct, frozen=True):
-    """An answer: a body, or a stream of body parts to be passed on as they come."""
+    """An answer: a body, or a stream of body parts to be passed on as they come. A stream that raises was broken off:
+    whoever passes it on must not let it look complete."""
 
     status: int = 200
     content_type: str = "application/json"
@@ -59,7 +63,7 @@ class Service(Protocol):
     # The following are only called while `leads`.
 
     def check_params(self, type: str, params: bytes) -> None:
-        """Raises InvalidRequest(field="params...") where handlers of this type are known and none takes these params."""
+        """Raises InvalidRequest(field="params...") where handlers of this type are known and none takes them."""
 
     async def submit(self, tasks: list[NewTask]) -> set[bytes]:
         """Take all or none, durably; returns the ids that were known before. Raises Overloaded, DiskFull, NoLeader."""
@@ -73,9 +77,6 @@ class Service(Protocol):
     def rows(self, ids: list[bytes]) -> list[TaskRow]:
         """Durable state of those that exist, in the order asked; up to 1,000 ids."""
 
-    async def list(self, query: Query) -> list[TaskRow]:
-        """One page of tasks, newest first."""
-
     async def ending_in(self, suffix: str, limit: int) -> list[bytes]:
         """Ids that end in these hexadecimal digits."""
 
@@ -88,7 +89,7 @@ class Service(Protocol):
     def explain(self, id: bytes) -> Explanation | None:
         """Why a task stands where it stands; None for one that is not held in memory (finished or unknown)."""
 
-    def output(
+    def output(  # noqa: PLR0917 (they name one stretch of output; the implementation has the same order)
         self, id: bytes, attempt: int, worker: int, stream: str, offset: int, follow: bool
     ) -> AsyncIterator[bytes]:
         """The bytes a task wrote (`stdout` or `stderr`) from `offset` on; with `follow` until the attempt has ended."""
@@ -115,6 +116,11 @@ class Service(Protocol):
 
     def metrics(self) -> bytes:
         """This node's figures in the Prometheus text format."""
+
+    # Last in the class: after it, the word `list` means this method and no longer the type. Only called while `leads`.
+
+    async def list(self, query: Query) -> list[TaskRow]:
+        """One page of tasks, newest first."""
 
 
 class Watch(Protocol):

@@ -6,7 +6,7 @@ seconds or text such as "1h30m", sizes bytes or text such as "2GiB".
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -27,7 +27,7 @@ class Wire(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, 
 # -- Requests ----------------------------------------------------------------------------------------------------------
 
 
-class HttpTarget(Wire):
+class HttpTarget(Wire, frozen=True):
     """The microservice that an `http` task calls."""
 
     url: Annotated[str, Meta(max_length=8192, pattern="^https?://")]
@@ -36,7 +36,7 @@ class HttpTarget(Wire):
     expect_status: tuple[Annotated[int, Meta(ge=100, le=599)], ...] = ()
 
 
-class BackoffRequest(Wire):
+class BackoffRequest(Wire, frozen=True):
     """The wait before the next attempt: initial x factor^(n-1), at most max, give or take jitter (0..1) of itself."""
 
     initial: Duration = 1.0
@@ -45,14 +45,14 @@ class BackoffRequest(Wire):
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
 
 
-class Submission(Wire):
-    """One task to run. `type` is `command` (give argv or shell), `http` (give http), or a handler's type (give params)."""
+class Submission(Wire, frozen=True):
+    """One task to run. `type` is `command` (with argv or shell), `http` (with http), or a handler's (with params)."""
 
     type: Annotated[str, Meta(min_length=1, max_length=255)] = "command"
     argv: tuple[str, ...] = ()
     shell: str = ""
     http: HttpTarget | None = None
-    params: msgspec.Raw = msgspec.Raw()
+    params: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     id: Annotated[str, Meta(max_length=36)] = ""  # a UUID of the client's own: sending it again makes no second task
     name: Name = ""
     queue: Annotated[str, Meta(min_length=1, max_length=255)] = "default"
@@ -75,25 +75,29 @@ class Submission(Wire):
     labels: Annotated[dict[Name, Name], Meta(max_length=64)] = {}
 
 
-class Selection(Wire):
-    """Tasks by id (or an unambiguous end of one, or `last`), or by what they have in common."""
+class Selection(Wire, frozen=True):
+    """Tasks by id (or an unambiguous end of one, or `last`), or by what they have in common. Everything given must
+    hold; several values of one field match any. `states` also takes `unfinished` and `finished`."""
 
     ids: tuple[Name, ...] = ()
     states: tuple[Name, ...] = ()
     queues: tuple[Name, ...] = ()
     types: tuple[Name, ...] = ()
+    owners: tuple[Name, ...] = ()
+    names: tuple[Name, ...] = ()
     labels: dict[Name, Name] = {}
+    cursor: Annotated[str, Meta(max_length=36)] = ""  # where an earlier call stopped, to go on from there
 
 
-class WaitRequest(Wire):
-    """Wait until these tasks have ended, at most `timeout` seconds. With `stream`, each is sent as a line when it ends."""
+class WaitRequest(Wire, frozen=True):
+    """Wait until these tasks have ended, at most `timeout` seconds. With `stream`, each is a line as it ends."""
 
     ids: tuple[Name, ...]
     timeout: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     stream: bool = False
 
 
-class DrainRequest(Wire):
+class DrainRequest(Wire, frozen=True):
     """Why a node is to get no new tasks."""
 
     reason: Annotated[str, Meta(max_length=1000)] = ""
@@ -102,15 +106,15 @@ class DrainRequest(Wire):
 # -- Answers -----------------------------------------------------------------------------------------------------------
 
 
-class Accepted(Wire):
-    """The tasks taken, in the order of the request. `durability`: on how many disks they are, `local` or `replicated`."""
+class Accepted(Wire, frozen=True, omit_defaults=False):
+    """The tasks taken, in the order of the request. `durability`: on one disk (`local`) or more (`replicated`)."""
 
     ids: list[str]
     durability: Literal["local", "replicated"] = "local"
     existing: int = 0  # how many of them were already known, by their id
 
 
-class ErrorView(Wire):
+class ErrorView(Wire, frozen=True):
     """Why an attempt failed."""
 
     type: str
@@ -118,7 +122,7 @@ class ErrorView(Wire):
     traceback: str = ""
 
 
-class AttemptView(Wire, omit_defaults=False):
+class AttemptView(Wire, frozen=True, omit_defaults=False):
     """One attempt of a task. `outcome` is null while it is open."""
 
     number: int
@@ -141,7 +145,7 @@ class AttemptView(Wire, omit_defaults=False):
     cpu_s: float = 0.0
 
 
-class TaskResult(Wire, omit_defaults=False):
+class TaskResult(Wire, frozen=True, omit_defaults=False):
     """How a task ended: what `result`, `wait` and submissions with `wait` answer. `result` is any JSON."""
 
     id: str
@@ -154,7 +158,7 @@ class TaskResult(Wire, omit_defaults=False):
     attempts: int = 0
 
 
-class TaskView(Wire, omit_defaults=False):
+class TaskView(Wire, frozen=True, omit_defaults=False):
     """A task as lists show it."""
 
     id: str
@@ -177,7 +181,7 @@ class TaskView(Wire, omit_defaults=False):
     command: str  # the command line, URL, or handler type, shortened, for people
 
 
-class TaskDetail(TaskView):
+class TaskDetail(TaskView, frozen=True):
     """A task in full."""
 
     argv: list[str] = []
@@ -203,20 +207,57 @@ class TaskDetail(TaskView):
     attempts: list[AttemptView] = []
 
 
-class TaskPage(Wire, omit_defaults=False):
+class TaskPage(Wire, frozen=True, omit_defaults=False):
     """One page of tasks, newest first. `cursor` asks for the next one; null at the end."""
 
     tasks: list[TaskView]
     cursor: str | None
 
 
-class Acted(Wire, omit_defaults=False):
-    """How many tasks a call acted on, and their ids (the new ones, for `retry`)."""
+class Plan(Wire, frozen=True, omit_defaults=False):
+    """What a submission would become, each value as taskd understood it. Nothing was submitted: there are no ids."""
+
+    tasks: list[TaskDetail]
+
+
+class Attempts(Wire, frozen=True, omit_defaults=False):
+    """All attempts of a task, the first one first."""
+
+    attempts: list[AttemptView]
+
+
+class Waited(Wire, frozen=True, omit_defaults=False):
+    """Those of the tasks that have ended, in the order asked, and how many have not."""
+
+    results: list[TaskResult]
+    pending: int
+
+
+class AcceptedResults(Accepted, frozen=True, omit_defaults=False):
+    """What a submission with `wait` answers: the tasks taken, the results of those that ended in time, and how many did
+    not."""
+
+    results: list[TaskResult] = []
+    pending: int = 0
+
+
+class OutputPart(Wire, frozen=True, omit_defaults=False):
+    """One line of the output of both streams: bytes that an attempt wrote, as base64."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+    attempt: int
+
+
+class Acted(Wire, frozen=True, omit_defaults=False):
+    """The tasks that a call acted on (for `retry`: the new ones). Where more are selected than one call takes, `cursor`
+    says where the next one goes on; else it is null."""
 
     ids: list[str]
+    cursor: str | None = None
 
 
-class NodeFit(Wire, omit_defaults=False):
+class NodeFit(Wire, frozen=True, omit_defaults=False):
     """Why one node does not take a task just now. `ever`: whether it could when idle."""
 
     node_id: int
@@ -226,7 +267,7 @@ class NodeFit(Wire, omit_defaults=False):
     why: str
 
 
-class Explanation(Wire, omit_defaults=False):
+class Explanation(Wire, frozen=True, omit_defaults=False):
     """Why a task stands where it stands. `reason` is one of a fixed set of words; `text` says it to people."""
 
     id: str
@@ -238,7 +279,7 @@ class Explanation(Wire, omit_defaults=False):
     nodes: list[NodeFit]
 
 
-class NodeView(Wire, omit_defaults=False):
+class NodeView(Wire, frozen=True, omit_defaults=False):
     """One node of the cluster, as the leader sees it."""
 
     node_id: int
@@ -261,7 +302,13 @@ class NodeView(Wire, omit_defaults=False):
     seen: float
 
 
-class ClusterView(Wire, omit_defaults=False):
+class Nodes(Wire, frozen=True, omit_defaults=False):
+    """All nodes that the cluster remembers."""
+
+    nodes: list[NodeView]
+
+
+class ClusterView(Wire, frozen=True, omit_defaults=False):
     """The cluster in one look, from the node that answers."""
 
     cluster: str
@@ -282,7 +329,7 @@ class ClusterView(Wire, omit_defaults=False):
     version: str
 
 
-class HandlerView(Wire, omit_defaults=False):
+class HandlerView(Wire, frozen=True, omit_defaults=False):
     """A type of task, what its params must look like (JSON Schema), and who runs it."""
 
     type: str
@@ -292,7 +339,13 @@ class HandlerView(Wire, omit_defaults=False):
     nodes: list[int]
 
 
-class EventView(Wire, omit_defaults=False):
+class Handlers(Wire, frozen=True, omit_defaults=False):
+    """All types of handlers on offer."""
+
+    handlers: list[HandlerView]
+
+
+class EventView(Wire, frozen=True, omit_defaults=False):
     """One line of the event stream: a task or a node changed."""
 
     kind: str  # task.queued, task.running, task.succeeded, …, node.up, node.lost, leader.changed
@@ -302,14 +355,30 @@ class EventView(Wire, omit_defaults=False):
     detail: str = ""
 
 
-class Ready(Wire, omit_defaults=False):
+class Health(Wire, frozen=True, omit_defaults=False):
+    """This daemon answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Pointer(Wire, frozen=True, omit_defaults=False):
+    """Where to look: what the root of the socket answers."""
+
+    name: str
+    version: str
+    openapi: str
+    cluster: str
+    tasks: str
+
+
+class Ready(Wire, frozen=True, omit_defaults=False):
     """Whether this node serves: a leader is known and it answers."""
 
     ready: bool
     why: str
 
 
-class ErrorBody(Wire):
+class ErrorBody(Wire, frozen=True):
     """What was wrong, where, and what to do."""
 
     code: str
@@ -317,10 +386,7 @@ class ErrorBody(Wire):
     field: str | None = None
 
 
-class ErrorAnswer(Wire):
+class ErrorAnswer(Wire, frozen=True):
     """The form of every error."""
 
     error: ErrorBody
-
-
-JsonValue = Any

@@ -1,0 +1,133 @@
+"""The cluster and its nodes: who is there, what they run, what happens, whether it is well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from taskd.api.bodies import answer, decode, encode
+from taskd.api.ids import id_text
+from taskd.api.parameters import Words
+from taskd.api.selection import find_ids
+from taskd.api.service import ApiRequest, ApiResponse, Service
+from taskd.api.streams import close_stream
+from taskd.api.types import DrainRequest, EventView, Handlers, Health, Nodes, NodeView, Pointer
+from taskd.errors import Ambiguous, NotFound
+from taskd.version import VERSION
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+EVENTS_TYPE = "text/event-stream"
+RECONNECT_MS = 1000  # What a browser waits before it asks again, after a change of leaders say.
+
+KIND = Words("kind", "Kinds of events, or how they begin: task, task.failed, node, leader")
+TASK = Words("task", "Events of these tasks only")
+
+_drain_request = msgspec.json.Decoder(DrainRequest)
+_POINTER = Pointer("taskd", VERSION, "/openapi.json", "/v1/cluster", "/v1/tasks")
+
+
+# -- Nodes -------------------------------------------------------------------------------------------------------------
+
+
+async def nodes(request: ApiRequest, service: Service) -> ApiResponse:
+    """All nodes, those that are away included."""
+    return answer(Nodes(service.nodes()))
+
+
+async def node(request: ApiRequest, service: Service) -> ApiResponse:
+    """One node, by its id or name."""
+    return answer(_find_node(request.argument, service))
+
+
+async def drain(request: ApiRequest, service: Service) -> ApiResponse:
+    """Give a node no new tasks; what runs there goes on."""
+    view = _find_node(request.argument, service)
+    reason = decode(_drain_request, request.body).reason if request.body else ""
+    await service.drain(view.node_id, reason)
+    return answer(_find_node(str(view.node_id), service))
+
+
+async def resume(request: ApiRequest, service: Service) -> ApiResponse:
+    """Use a drained node again."""
+    view = _find_node(request.argument, service)
+    await service.drain(view.node_id, None)
+    return answer(_find_node(str(view.node_id), service))
+
+
+def _find_node(text: str, service: Service) -> NodeView:
+    """The node of that id, else of that name. Raises NotFound, Ambiguous."""
+    views = service.nodes()
+    found = [view for view in views if str(view.node_id) == text] or [view for view in views if view.name == text]
+    if not found:
+        raise NotFound(f"there is no node {text}", field="id")
+    if len(found) > 1:
+        ids = ", ".join(str(view.node_id) for view in found)
+        raise Ambiguous(f"several nodes are called {text}; give one of their ids: {ids}", field="id")
+    return found[0]
+
+
+# -- The whole ---------------------------------------------------------------------------------------------------------
+
+
+async def cluster(request: ApiRequest, service: Service) -> ApiResponse:
+    """The cluster as the node that is asked knows it."""
+    return answer(service.cluster())
+
+
+async def handlers(request: ApiRequest, service: Service) -> ApiResponse:
+    """The types of tasks that handlers run, with the schemas of their params."""
+    return answer(Handlers(service.handlers()))
+
+
+async def events(request: ApiRequest, service: Service) -> ApiResponse:
+    """Everything that changes from now on, as server-sent events. Who falls too far behind is cut off."""
+    kinds = KIND.read(request.query)
+    tasks = {id_text(task_id) for task_id in await find_ids(TASK.read(request.query), request, service)}
+    return ApiResponse(content_type=EVENTS_TYPE, stream=_events(service, kinds, tasks))
+
+
+async def _events(service: Service, kinds: tuple[str, ...], tasks: set[str]) -> AsyncIterator[bytes]:
+    stream = service.events()
+    first = asyncio.create_task(_next(stream))
+    try:
+        await asyncio.sleep(0)  # A stream listens from its first step on: nothing after the first line is missed.
+        yield b"retry: %d\n\n" % RECONNECT_MS
+        event = await first
+        while event is not None:
+            if (not kinds or event.kind.startswith(kinds)) and (not tasks or event.id in tasks):
+                yield b"event: %b\ndata: %b\n\n" % (event.kind.encode(), encode(event))
+            event = await _next(stream)
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await close_stream(stream)
+
+
+async def _next(stream: AsyncIterator[EventView]) -> EventView | None:
+    return await anext(stream, None)
+
+
+# -- This node ---------------------------------------------------------------------------------------------------------
+
+
+async def health(request: ApiRequest, service: Service) -> ApiResponse:
+    """Whether the daemon answers at all."""
+    return answer(Health())
+
+
+async def ready(request: ApiRequest, service: Service) -> ApiResponse:
+    """Whether this node serves: 200, or 503 with the reason."""
+    view = service.ready()
+    return answer(view, 200 if view.ready else 503)
+
+
+async def metrics(request: ApiRequest, service: Service) -> ApiResponse:
+    """This node's figures in the Prometheus text format."""
+    return ApiResponse(content_type=METRICS_TYPE, body=service.metrics())
+
+
+async def root(request: ApiRequest, service: Service) -> ApiResponse:
+    """Where to look."""
+    return answer(_POINTER)

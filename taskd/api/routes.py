@@ -1,0 +1,174 @@
+"""All routes of the API in one table: for dispatching, and for the OpenAPI description.
+
+A path holds at most one variable, `{id}`, always as its third part; a fixed word in that place goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from msgspec import Struct
+
+from taskd.api import cluster, output, tasks, waiting
+from taskd.api import types as t
+from taskd.api.bodies import LINES
+from taskd.api.openapi import describe
+from taskd.api.parameters import Parameter
+from taskd.api.service import ApiRequest, ApiResponse, Service
+from taskd.errors import MethodNotAllowed, NotFound
+
+Handler = Callable[[ApiRequest, Service], Awaitable[ApiResponse]]
+
+JSON = "application/json"
+TEXT = "text/plain"
+
+
+class Route(Struct, frozen=True):
+    """One thing that can be asked.
+
+    `answers` gives for each content type, the usual one first, what the JSON can be; nothing stands for plain bytes.
+    `errors` are the statuses besides those that any route may answer with; `otherwise` are statuses whose answer is
+    not the error form.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    summary: str
+    answers: dict[str, tuple[object, ...]]
+    parameters: tuple[Parameter, ...] = ()
+    body: object = None
+    body_may_be_empty: bool = False
+    by_leader: bool = True  # else by whichever node is asked
+    needs_admin: bool = False
+    errors: tuple[int, ...] = ()
+    otherwise: dict[int, object] = {}
+
+
+@cache
+def openapi_document() -> bytes:
+    """The OpenAPI description of everything here, as JSON."""
+    return describe(ROUTES)
+
+
+async def openapi(request: ApiRequest, service: Service) -> ApiResponse:
+    """This description."""
+    return ApiResponse(body=openapi_document())
+
+
+_SUBMIT_ERRORS = (409, 413, 429, 507)
+_TASK_ERRORS = (404, 409)
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST", "/v1/tasks", tasks.submit, "Submit one task or a list of them: all are taken or none",
+        {JSON: (t.Accepted, t.AcceptedResults), LINES: (t.Accepted, t.TaskResult)},
+        (tasks.WAIT, tasks.STREAM, tasks.KEY), t.Submission | list[t.Submission], errors=_SUBMIT_ERRORS,
+    ),
+    Route(
+        "GET", "/v1/tasks", tasks.list_tasks, "List tasks, newest first", {JSON: (t.TaskPage,)},
+        (tasks.STATE, tasks.QUEUE, tasks.TYPE, tasks.LABEL, tasks.OWNER, tasks.NAME, tasks.CURSOR, tasks.LIMIT),
+    ),
+    Route(
+        "POST", "/v1/tasks/plan", tasks.plan, "Check a submission and say what it would become; nothing is taken",
+        {JSON: (t.Plan,)}, body=t.Submission | list[t.Submission], errors=(413,),
+    ),
+    Route(
+        "POST", "/v1/tasks/wait", waiting.wait, "Wait until tasks have ended",
+        {JSON: (t.Waited,), LINES: (t.TaskResult,)}, body=t.WaitRequest, errors=(404, 409, 413),
+    ),
+    Route(
+        "POST", "/v1/tasks/cancel", tasks.cancel_selected, "Cancel the unfinished tasks of a selection",
+        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, 409, 413),
+    ),
+    Route(
+        "POST", "/v1/tasks/retry", tasks.retry_selected, "Submit the finished tasks of a selection again, as new ones",
+        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, *_SUBMIT_ERRORS),
+    ),
+    Route("GET", "/v1/tasks/{id}", tasks.show, "Show a task in full", {JSON: (t.TaskDetail,)}, errors=_TASK_ERRORS),
+    Route(
+        "GET", "/v1/tasks/{id}/attempts", tasks.attempts, "All attempts of a task", {JSON: (t.Attempts,)},
+        errors=_TASK_ERRORS,
+    ),
+    Route(
+        "GET", "/v1/tasks/{id}/output", output.output, "What a task wrote to its standard streams",
+        {TEXT: (), LINES: (t.OutputPart,)}, (output.STREAM, output.FOLLOW, output.OFFSET, output.ATTEMPT),
+        errors=_TASK_ERRORS,
+    ),
+    Route(
+        "GET", "/v1/tasks/{id}/result", waiting.result, "How a task ended, or how it stands", {JSON: (t.TaskResult,)},
+        (waiting.WAIT,), errors=_TASK_ERRORS,
+    ),
+    Route(
+        "GET", "/v1/tasks/{id}/explain", tasks.explain, "Why a task stands where it stands", {JSON: (t.Explanation,)},
+        errors=_TASK_ERRORS,
+    ),
+    Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, "Cancel a task", {JSON: (t.Acted,)}, errors=_TASK_ERRORS),
+    Route(
+        "POST", "/v1/tasks/{id}/retry", tasks.retry, "Submit a finished task again, as a new one", {JSON: (t.Acted,)},
+        errors=(404, *_SUBMIT_ERRORS),
+    ),
+    Route("GET", "/v1/nodes", cluster.nodes, "All nodes, those that are away included", {JSON: (t.Nodes,)}),
+    Route("GET", "/v1/nodes/{id}", cluster.node, "One node", {JSON: (t.NodeView,)}, errors=_TASK_ERRORS),
+    Route(
+        "POST", "/v1/nodes/{id}/drain", cluster.drain, "Give a node no new tasks; what runs there goes on",
+        {JSON: (t.NodeView,)}, body=t.DrainRequest, body_may_be_empty=True, needs_admin=True, errors=_TASK_ERRORS,
+    ),
+    Route(
+        "POST", "/v1/nodes/{id}/resume", cluster.resume, "Use a drained node again", {JSON: (t.NodeView,)},
+        needs_admin=True, errors=_TASK_ERRORS,
+    ),
+    Route("GET", "/v1/handlers", cluster.handlers, "The types of tasks that handlers run", {JSON: (t.Handlers,)}),
+    Route(
+        "GET", "/v1/events", cluster.events, "Everything that changes from now on, as server-sent events",
+        {cluster.EVENTS_TYPE: (t.EventView,)}, (cluster.KIND, cluster.TASK), errors=_TASK_ERRORS,
+    ),
+    Route(
+        "GET", "/v1/cluster", cluster.cluster, "The cluster as the node that is asked knows it",
+        {JSON: (t.ClusterView,)}, by_leader=False,
+    ),
+    Route("GET", "/healthz", cluster.health, "Whether this daemon answers", {JSON: (t.Health,)}, by_leader=False),
+    Route(
+        "GET", "/readyz", cluster.ready, "Whether this node serves", {JSON: (t.Ready,)}, by_leader=False,
+        otherwise={503: t.Ready},
+    ),
+    Route("GET", "/metrics", cluster.metrics, "Figures for Prometheus", {TEXT: ()}, by_leader=False),
+    Route("GET", "/openapi.json", openapi, "This description", {JSON: (dict[str, Any],)}, by_leader=False),
+    Route("GET", "/", cluster.root, "Where to look", {JSON: (t.Pointer,)}, by_leader=False),
+)  # fmt: skip
+
+
+def find_route(method: str, path: str) -> tuple[Route, str]:
+    """The route for a request, and what its path's variable stands for. Raises NotFound, MethodNotAllowed."""
+    methods, argument = _find_methods(path)
+    if not methods:
+        raise NotFound(f"there is nothing at {path}; GET /openapi.json tells what there is")
+    route = methods.get(method)
+    if route is None:
+        raise MethodNotAllowed(f"{path} takes {' and '.join(methods)}, not {method}")
+    return route, argument
+
+
+def allowed_methods(path: str) -> tuple[str, ...]:
+    """The methods that a path takes, none where there is nothing."""
+    return tuple(_find_methods(path)[0])
+
+
+def _find_methods(path: str) -> tuple[dict[str, Route], str]:
+    methods = _FIXED.get(path)
+    if methods is not None:
+        return methods, ""
+    parts = path.split("/", 4)
+    if len(parts) < 4 or not parts[3]:
+        return {}, ""
+    argument, parts[3] = unquote(parts[3]), "{id}"
+    return _VARIABLE.get("/".join(parts), {}), argument
+
+
+_FIXED: dict[str, dict[str, Route]] = {}
+_VARIABLE: dict[str, dict[str, Route]] = {}
+for _route in ROUTES:
+    (_VARIABLE if "{id}" in _route.path else _FIXED).setdefault(_route.path, {})[_route.method] = _route
