@@ -74,7 +74,7 @@ class Archive:
         files = freed = 0
         oldest_kept = _hour_name(now_s - age_max_s)
         for hour in hours:
-            excess = sum(self._bytes.values()) - bytes_max
+            excess = self._total() - bytes_max
             if hour < oldest_kept:
                 excess = self._bytes.get(hour, 0)
             elif excess <= 0:
@@ -82,7 +82,7 @@ class Archive:
             removed, removed_bytes = self._shrink(hour, excess, everything=hour < oldest_kept)
             files += removed
             freed += removed_bytes
-        return Swept(files, freed, sum(self._bytes.values()))
+        return Swept(files, freed, self._total())
 
     def _current_hour(self) -> str:
         now_s = time.time()
@@ -93,12 +93,19 @@ class Archive:
 
     def _add_hour(self, hour: str) -> None:
         with self._lock:
-            os.mkdir(f"{self._directory}/{hour}", 0o700)
+            os.makedirs(f"{self._directory}/{hour}", 0o700)
             self._bytes[hour] = 0
 
     def _hours(self) -> list[str]:
         """Oldest first."""
-        return sorted(name for name in os.listdir(self._directory) if _HOUR.fullmatch(name))
+        try:
+            return sorted(name for name in os.listdir(self._directory) if _HOUR.fullmatch(name))
+        except FileNotFoundError:  # Removed by hand: made again with the next output.
+            return []
+
+    def _total(self) -> int:
+        with self._lock:
+            return sum(self._bytes.values())
 
     def _count_hour(self, hour: str) -> None:
         """Learn what an earlier process kept. Files that arrive meanwhile may count twice, never not at all."""

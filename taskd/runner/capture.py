@@ -40,7 +40,9 @@ _BLOCK_BYTES = 4096
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+# By this name it takes 64-bit offsets wherever it exists; elsewhere (musl) the plain name does.
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Captured(Struct, frozen=True):
@@ -108,7 +110,7 @@ class StreamFile:
         until = (size - bytes_max // 2) // _BLOCK_BYTES * _BLOCK_BYTES
         write_fd = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if _libc.fallocate64(write_fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, 0, until) != 0:
+            if _fallocate(write_fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, 0, until) != 0:
                 error = ctypes.get_errno()
                 raise OSError(error, os.strerror(error), self.path)
         finally:

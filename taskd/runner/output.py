@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 from taskd.protocol.messages import AttemptKey
@@ -108,8 +108,9 @@ class Output:
         except FileNotFoundError:
             return
         try:
-            async for part in _parts(fd, capture, stream, offset, follow):
-                yield part
+            async with contextlib.aclosing(_parts(fd, capture, stream, offset, follow)) as parts:
+                async for part in parts:
+                    yield part
         finally:
             os.close(fd)
 
@@ -129,7 +130,7 @@ class Output:
         return self._archive.find(task_id, number, stream)
 
 
-async def _parts(fd: int, capture: Capture | None, stream: Stream, offset: int, follow: bool) -> AsyncIterator[bytes]:
+async def _parts(fd: int, capture: Capture | None, stream: Stream, offset: int, follow: bool) -> AsyncGenerator[bytes]:
     os.posix_fadvise(fd, offset, 0, os.POSIX_FADV_SEQUENTIAL)
     wait_s = POLL_S_MIN
     seen = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ async def test_real_oom_kill_is_recognised(stage: Stage) -> None:
 
 
 async def test_leftovers_of_an_earlier_daemon_are_ended() -> None:
-    worker, other_worker = "ab" * 16, "cd" * 16
+    worker, other_worker = uuid.uuid4().hex, uuid.uuid4().hex
     script = "setsid sleep 1000 & sleep 1000 & echo ready; wait"
     own_reaper = Reaper(worker)
     with (

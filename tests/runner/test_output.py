@@ -185,14 +185,12 @@ async def test_nothing_more_is_dropped_before_the_limit_is_reached_again(tmp_pat
 
 
 async def test_stream_that_cannot_be_bounded_ends_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoHoles:
-        @staticmethod
-        def fallocate64(*_: object) -> int:
-            ctypes.set_errno(errno.EOPNOTSUPP)
-            return -1
+    def no_holes(*_: object) -> int:
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
 
     monkeypatch.setattr(command, "WATCH_S", 0.005)
-    monkeypatch.setattr(capture, "_libc", NoHoles)
+    monkeypatch.setattr(capture, "_fallocate", no_holes)
     async with Stage(tmp_path, stream_bytes_max=4096) as stage:
         end = await stage.run(shell="seq 1 10000; exec sleep 1000")
     assert end.outcome is Outcome.SIGNAL

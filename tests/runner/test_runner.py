@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ class Witness:
 
 def _runner(directory: Path, diary: list[str], fails: str = "") -> Runner:
     kinds = {name: Witness(name, diary, name == fails) for name in ("command", "http", "handlers")}
-    return Runner(Output(directory), Reaper("ab" * 16), **kinds)
+    return Runner(Output(directory), Reaper(uuid.uuid4().hex), **kinds)
 
 
 async def test_each_type_has_its_kind(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ async def test_open_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
 
 
 async def test_worker_starts_where_another_was_killed(tmp_path: Path) -> None:
-    worker, key = "ef" * 16, new_key()
+    worker, key = uuid.uuid4().hex, new_key()
     arguments = [sys.executable, "-m", "tests.runner.doomed", str(tmp_path), worker, key.task_id.hex()]
     _kill_when_ready(arguments)
     audience = Audience()
