@@ -89,10 +89,10 @@ def test_commands_exist_with_their_options(path):
 
 def resolve(words: list[str], rest: str) -> tuple[click.Command | None, str]:
     """The command that these words call, as deep as groups go, and what follows it on the line."""
-    from taskd.cli.main import main
+    from taskd.cli.main import cli
 
-    command: click.Command | None = main
-    context = click.Context(main)
+    command: click.Command | None = cli
+    context = click.Context(cli)
     for number, word in enumerate(words):
         if not isinstance(command, click.Group):
             return command, " ".join(words[number:]) + rest
