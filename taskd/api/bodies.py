@@ -8,7 +8,8 @@ from typing import TypeVar
 import msgspec
 
 from taskd.api.service import ApiResponse
-from taskd.errors import InvalidRequest
+from taskd.api.types import ErrorAnswer, ErrorBody
+from taskd.errors import InvalidRequest, TaskdError
 
 LINES = "application/x-ndjson"
 
@@ -49,6 +50,16 @@ def _invalid(text: str) -> InvalidRequest:
     if named is not None:
         path = f"{path}.{named['name']}" if path else named["name"]
     return InvalidRequest(message, field=path or None)
+
+
+def error_body(error: TaskdError) -> bytes:
+    """The one form of all errors."""
+    return encode(ErrorAnswer(ErrorBody(error.code, error.message, error.field)))
+
+
+def error_line(error: TaskdError) -> bytes:
+    """The last line of a stream of lines that has to end early."""
+    return error_body(error) + b"\n"
 
 
 def answer(value: object, status: int = 200) -> ApiResponse:

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
 from urllib.parse import urlencode
 
 from msgspec.structs import replace
 
-from taskd.api.bodies import encode
+from taskd.api.bodies import error_body
 from taskd.api.routes import Route, find_route
 from taskd.api.service import ApiRequest, ApiResponse, Service
-from taskd.api.streams import begun, close_stream
-from taskd.api.types import ErrorAnswer, ErrorBody
+from taskd.api.streams import begin
 from taskd.errors import Forbidden, InvalidRequest, NoLeader, TaskdError, TooLarge
 
 TARGET_CHARS_MAX = 8192  # Of path and query together: what a relayed request can carry.
@@ -41,8 +39,8 @@ async def dispatch(request: ApiRequest, service: Service, *, is_relayed: bool = 
             request = replace(request, argument=argument)
         response = await route.handler(request, service)
         if response.stream is not None:
-            stream = await begun(response.stream)
-            return ApiResponse(response.status, response.content_type, stream=_guarded(stream, request))
+            stream = await begin(response.stream, lambda: _unexpected(request))
+            return ApiResponse(response.status, response.content_type, stream=stream)
     except TaskdError as error:
         return error_response(error)
     except Exception:
@@ -51,9 +49,8 @@ async def dispatch(request: ApiRequest, service: Service, *, is_relayed: bool = 
 
 
 def error_response(error: TaskdError) -> ApiResponse:
-    """The one form of all errors."""
-    body = ErrorAnswer(ErrorBody(error.code, error.message, error.field))
-    return ApiResponse(error.status, body=encode(body))
+    """The answer that an error is."""
+    return ApiResponse(error.status, body=error_body(error))
 
 
 def _check(route: Route, request: ApiRequest) -> None:
@@ -70,19 +67,6 @@ def _check_target(request: ApiRequest) -> None:
     size = len(request.path) + len(urlencode(request.query)) + 1
     if size > TARGET_CHARS_MAX:
         raise TooLarge(f"path and query take {size} characters; {TARGET_CHARS_MAX} are allowed")
-
-
-async def _guarded(stream: AsyncIterator[bytes], request: ApiRequest) -> AsyncIterator[bytes]:
-    """The same stream, where what breaks it is a TaskdError in any case."""
-    try:
-        async for part in stream:
-            yield part
-    except TaskdError:
-        raise
-    except Exception:
-        raise _unexpected(request) from None
-    finally:
-        await close_stream(stream)
 
 
 def _unexpected(request: ApiRequest) -> TaskdError:

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from taskd.api.bodies import LINES, encode
+from taskd.api.bodies import LINES, encode, error_line
 from taskd.api.ids import id_text
 from taskd.api.parameters import Choice, Flag, Whole
 from taskd.api.selection import find_row
@@ -22,7 +22,7 @@ from taskd.api.service import ApiRequest, ApiResponse, Service
 from taskd.api.streams import close_stream
 from taskd.api.types import OutputPart
 from taskd.core.task import Attempt, Outcome, TaskState, decode_record, decode_report
-from taskd.errors import InvalidRequest, NotFound, Unavailable
+from taskd.errors import InvalidRequest, NotFound, TaskdError, Unavailable
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -82,9 +82,17 @@ async def _bytes(parts: _Parts) -> AsyncIterator[bytes]:
 
 
 async def _lines(parts: _Parts) -> AsyncIterator[bytes]:
+    """As lines. What goes wrong after the first part is a line too, the last one."""
+    has_begun = False
     async with aclosing(parts):
-        async for part in parts:
-            yield encode(part) + b"\n" if part.data else b""
+        try:
+            async for part in parts:
+                has_begun = True
+                yield encode(part) + b"\n" if part.data else b""
+        except TaskdError as error:
+            if not has_begun:
+                raise
+            yield error_line(error)
 
 
 # -- What is there -----------------------------------------------------------------------------------------------------

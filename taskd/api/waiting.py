@@ -8,12 +8,12 @@ from contextlib import closing
 
 import msgspec
 
-from taskd.api.bodies import LINES, decode, encode, encode_lines
+from taskd.api.bodies import LINES, decode, encode, encode_lines, error_line
 from taskd.api.ids import id_text
 from taskd.api.parameters import Span
 from taskd.api.selection import ROWS_AT_ONCE, find_ids, find_row
 from taskd.api.service import ApiRequest, ApiResponse, Service, Watch
-from taskd.api.types import Accepted, AcceptedResults, ErrorAnswer, ErrorBody, Waited, WaitRequest
+from taskd.api.types import Accepted, AcceptedResults, Waited, WaitRequest
 from taskd.api.views import result_of_change, result_of_row
 from taskd.core.effects import Change
 from taskd.core.task import TaskState
@@ -127,8 +127,7 @@ async def _lines(ids: list[bytes], wait_s: float | None, service: Service, head:
             for part in _parts(changes):
                 yield part
         if missing and not watch.open:
-            stopping = Unavailable("this daemon is stopping; ask again for the tasks that are missing here")
-            yield encode(ErrorAnswer(ErrorBody(stopping.code, stopping.message))) + b"\n"
+            yield error_line(Unavailable("this daemon is stopping; ask again for the tasks that are missing here"))
 
 
 def _parts(changes: list[Change]) -> list[bytes]:
