@@ -232,8 +232,9 @@ class Daemon:
     async def _until_stopped(self, shell: Shell) -> int:
         """Until the node ends or somebody wants us to; then stop in good order. Returns the exit code."""
         stop = asyncio.ensure_future(self._stop_wanted.wait())
+        either: set[asyncio.Future[Any]] = {stop, shell.exited}
         try:
-            await asyncio.wait({stop, shell.exited}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stop.cancel()
         if not shell.exited.done():

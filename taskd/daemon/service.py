@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -53,7 +53,7 @@ class DaemonService:
         shell: Shell,
         calls: Calls,
         cluster: str,
-        peers: Callable[[], list[PeerView]],
+        peers: Callable[[], Sequence[PeerView]],
         read_output: ReadOutput | None,
         metrics: Callable[[], bytes],
         free_disk_min_bytes: int,
@@ -298,7 +298,8 @@ class DaemonService:
     def cluster(self) -> ClusterView:
         """The cluster as this node knows it."""
         info, peers, leader, term = self._node.info, self._peers(), self._shell.leader, self._shell.term
-        health, why = "ok", ""
+        health: Literal["ok", "degraded", "down"] = "ok"
+        why = ""
         tasks: dict[str, int] = {}
         workers = slots = running = 0
         if leader is None:

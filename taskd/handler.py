@@ -1,0 +1,208 @@
+"""Handlers: Python functions and classes that workers run. Their type hints are the schema of their params.
+
+    @task("resize", retries=3)
+    def resize(path: str, width: int = 640) -> dict: ...
+
+    class Resize(TaskHandler):
+        type = "resize"
+        def execute(self, params: dict): ...
+"""
+
+from __future__ import annotations
+
+import contextvars
+import importlib
+import importlib.metadata
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, ClassVar, TypeVar, overload
+
+import msgspec
+
+ENTRY_POINTS = "taskd.handlers"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class HandlerError(Exception):
+    """A handler is declared in a way that cannot work."""
+
+
+class Current(msgspec.Struct, frozen=True):
+    """The attempt that runs: what the environment variables TASKD_TASK_ID, TASKD_ATTEMPT and TASKD_FENCE tell commands."""
+
+    task_id: str
+    attempt: int
+    fence: str
+
+
+_current: contextvars.ContextVar[Current] = contextvars.ContextVar("taskd_current")
+
+
+def current() -> Current:
+    """The attempt on whose behalf this code runs. Raises LookupError outside of a task."""
+    return _current.get()
+
+
+class TaskHandler:
+    """The task interface as a class: set `type`, and write `execute`. One instance serves all calls of its process.
+
+    `execute` may be `async`. The type hint of `params` (a dict, a TypedDict, a dataclass, a msgspec Struct) says what is
+    accepted; without one, any JSON value is.
+    """
+
+    type: ClassVar[str]
+
+    def execute(self, params: Any) -> Any:
+        """Do the work; what is returned must be JSON."""
+        raise NotImplementedError
+
+
+class Handler:
+    """A declared handler, ready to be called with params as JSON text."""
+
+    def __init__(self, type: str, function: Callable[..., Any], takes_params: bool) -> None:
+        self.type = type
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.summary = (inspect.getdoc(function) or "").strip().partition("\n")[0][:4096]
+        self.version = _version_of(function)
+        self._names: tuple[str, ...] = ()
+        self._takes_extra = False
+        self._takes_params = takes_params
+        kind = self._params_type() if takes_params else self._keywords_type()
+        self.schema = msgspec.json.encode(msgspec.json.schema(kind)) if kind is not Any else b"{}"
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def bind(self, params: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments for the function. Raises msgspec.ValidationError, which names the place, where they do not fit."""
+        value = self._decoder.decode(params or b"{}")
+        if self._takes_params:
+            return (value,), {}
+        if self._takes_extra:
+            extra = msgspec.json.decode(params or b"{}")
+            return (), {**extra, **{name: getattr(value, name) for name in self._names}}
+        return (), {name: getattr(value, name) for name in self._names}
+
+    def _params_type(self) -> Any:
+        hints = _hints(self.function)
+        hints.pop("return", None)
+        (name,) = list(inspect.signature(self.function).parameters)[:1] or [""]
+        kind = hints.get(name, Any)
+        return kind if _is_supported(kind) else Any
+
+    def _keywords_type(self) -> Any:
+        hints = _hints(self.function)
+        fields: list[Any] = []
+        for name, parameter in inspect.signature(self.function).parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                self._takes_extra = True
+                continue
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+                raise HandlerError(f"{self.type}: params have names, so that {name!r} cannot be positional only")
+            kind = hints.get(name, Any)
+            kind = kind if _is_supported(kind) else Any
+            if parameter.default is parameter.empty:
+                fields.append((name, kind))
+            else:
+                fields.append((name, kind, msgspec.field(default_factory=partial(_same, parameter.default))))
+        self._names = tuple(field[0] for field in fields)
+        fields.sort(key=len)
+        return msgspec.defstruct("Params", fields, forbid_unknown_fields=not self._takes_extra)
+
+
+def _same(value: Any) -> Any:
+    return value  # A default is the function's own object, as in a plain call.
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        return {}  # Hints that cannot be resolved: anything is accepted.
+
+
+def _is_supported(kind: Any) -> bool:
+    try:
+        msgspec.json.Decoder(kind)
+        msgspec.json.schema(kind)
+    except TypeError:
+        return False
+    return True
+
+
+def _version_of(function: Callable[..., Any]) -> str:
+    """The version of the module or distribution that a handler comes from, as far as it says."""
+    module = inspect.getmodule(function)
+    package = (module.__name__ if module is not None else "").partition(".")[0]
+    version = getattr(module, "__version__", None)
+    if version is None and package:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+    return str(version or "")[:255]
+
+
+_registry: dict[str, Handler] = {}
+
+
+def register(handler: Handler) -> None:
+    """Offer a handler. Raises HandlerError where another one has its type."""
+    other = _registry.get(handler.type)
+    if other is not None and other.function.__qualname__ != handler.function.__qualname__:
+        raise HandlerError(f"two handlers are of type {handler.type!r}")
+    if not handler.type or len(handler.type) > 255 or handler.type in ("command", "http"):
+        raise HandlerError(f"{handler.type!r} cannot be the type of a handler")
+    _registry[handler.type] = handler
+
+
+@overload
+def task(type: Function, /) -> Function: ...
+@overload
+def task(type: str | None = None, /) -> Callable[[Function], Function]: ...
+
+
+def task(type: Any = None, /) -> Any:
+    """Declare a function, sync or async, to be a handler of `type` (by default its own name). It stays callable."""
+    if callable(type):
+        return task(None)(type)
+
+    def declare(function: Function) -> Function:
+        name = type or function.__name__
+        register(Handler(name, function, takes_params=False))
+        function.task_type = name  # type: ignore[attr-defined]  # clients submit by function
+        return function
+
+    return declare
+
+
+def load(modules: Iterable[str]) -> tuple[dict[str, Handler], list[str]]:
+    """Import modules and the entry points of installed packages; returns all handlers by type, and what went wrong, in
+    words: a module that cannot be imported takes only its own handlers away."""
+    problems: list[str] = []
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:  # noqa: BLE001  # a module may raise anything, SystemExit included
+            problems.append(f"module {name}: {error.__class__.__name__}: {error}")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except BaseException as error:  # noqa: BLE001
+            problems.append(f"entry point {entry.name}: {error.__class__.__name__}: {error}")
+    for kind in _subclasses(TaskHandler):
+        try:
+            if "type" in vars(kind):
+                register(Handler(kind.type, kind().execute, takes_params=True))
+        except Exception as error:  # noqa: BLE001
+            problems.append(f"class {kind.__qualname__}: {error.__class__.__name__}: {error}")
+    return dict(_registry), problems
+
+
+def _subclasses(kind: type[Any]) -> list[type[Any]]:
+    found: list[type[Any]] = []
+    for subclass in kind.__subclasses__():
+        found += [subclass, *_subclasses(subclass)]
+    return found
