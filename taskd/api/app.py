@@ -73,8 +73,8 @@ class ApiServer:
         """Accept nothing more, break off open streams, give other requests `grace_s` seconds and then answer them with
         503. Returns when all connections are closed."""
         assert self._listener is not None
-        self._listener.close()
         self._file.remove()
+        self._listener.close()
         now = asyncio.get_running_loop().time()
         for scope in self._streams:
             scope.reschedule(now)
@@ -261,9 +261,8 @@ class _Connection(web.RequestHandler):
         except OSError as error:  # Gone already.
             self.refusal = Forbidden(f"the socket does not say who you are: {error}")
         super().connection_made(transport)
-        if len(self._http.connections) > CONNECTIONS_MAX:
-            assert isinstance(transport, asyncio.WriteTransport)
-            transport.write(_REFUSED)
+        if len(self._http.connections) > CONNECTIONS_MAX and self.transport is not None:
+            self.transport.write(_REFUSED)
             self.force_close()
 
     def handle_error(

@@ -33,7 +33,8 @@ class SocketFile(Struct, frozen=True):
     mode: int  # as it was set
 
     def remove(self) -> None:
-        """Remove the file, unless another socket has taken its place."""
+        """Remove the file, unless another socket has taken its place. To be called before the socket is closed: until
+        then no other file gets its inode's number."""
         with suppress(OSError):
             found = os.lstat(self.path)
             if (found.st_dev, found.st_ino) == (self.device, self.inode):
