@@ -106,12 +106,12 @@ def scan(connection: apsw.Connection, query: Query, limit: int) -> tuple[list[Ta
 
 
 def scan_ids(connection: apsw.Connection, suffix: str, before: bytes, limit: int) -> tuple[list[bytes], bytes]:
-    """One slice of the ids whose hexadecimal form ends so, newest first, at most `limit`; and `before` of the next."""
+    """One slice of the ids whose hexadecimal form ends so, newest first; and `before` of the next. `limit` of them end
+    the search."""
     before = before or TOP
     end = _end_of_slice(connection, _BY_ID, before, SLICE_IDS)
     sql = f"SELECT id FROM tasks {_BY_ID} AND id < ? AND id >= ? AND substr(hex(id), ?) = ? ORDER BY id DESC LIMIT ?"
-    found = [id for (id,) in connection.execute(sql, (before, end, -len(suffix), suffix.upper(), limit))]
-    return found, found[-1] if len(found) == limit else end
+    return [id for (id,) in connection.execute(sql, (before, end, -len(suffix), suffix.upper(), limit))], end
 
 
 def count(connection: apsw.Connection, before: bytes) -> tuple[list[tuple[int, str, int]], bytes]:

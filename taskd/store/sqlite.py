@@ -32,6 +32,7 @@ from taskd.store.process import CHANGING
 from taskd.store.schema import explain, open_reader, prepare
 
 CLOSE_S = 30.0  # For the last commit and checkpoint; then the process is killed, which loses nothing durable.
+EXIT_S = 0.1  # A process that dies closes its sockets a moment before its status is known.
 SOCKET_BYTES = 1 << 20  # Asked of the kernel, which may grant less: a usual commit leaves in one write.
 
 _changing = attrgetter(*CHANGING)
@@ -224,8 +225,10 @@ class SQLiteStore:
             self._process.wait()
 
     def _why_ended(self) -> str:
-        status = self._process.poll()
-        ended = "stopped answering" if status is None else f"ended with status {status}"
+        try:
+            ended = f"ended with status {self._process.wait(EXIT_S)}"
+        except subprocess.TimeoutExpired:
+            ended = "stopped answering"
         return f"the process {self._process.pid} that writes {self._path} {ended}"
 
 
