@@ -106,7 +106,7 @@ class AsyncHandle:
         return await self._client.transport.request(calls.output(self.id, stream, attempt=attempt))
 
     async def follow(self) -> AsyncIterator[Written]:
-        """What the task writes, live and from the beginning, until the attempt has ended."""
+        """What the task writes, live, from the beginning of its newest attempt until it has ended."""
         reader = OutputReader()
         stream = await self._client.transport.open(calls.output(self.id, "both", follow=True))
         try:

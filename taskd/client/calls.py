@@ -39,6 +39,11 @@ def wait(ids: Sequence[str], timeout_s: float | None = None) -> Call:
     return Call("POST", "/v1/tasks/wait", body, timeout_s=limit_s + TIMEOUT_S)
 
 
+def plan(body: bytes) -> Call:
+    """What a submission would become; nothing is submitted."""
+    return Call("POST", "/v1/tasks/plan", body)
+
+
 def tasks(
     *,
     states: Sequence[str] = (),
@@ -72,6 +77,12 @@ def task(task_id: str) -> Call:
     return Call("GET", f"/v1/tasks/{quote(task_id)}")
 
 
+def result(task_id: str, wait_s: float) -> Call:
+    """How a task ended, or after `wait_s` how it stands."""
+    target = f"/v1/tasks/{quote(task_id)}/result" + query(wait=f"{wait_s:.3f}")
+    return Call("GET", target, timeout_s=wait_s + TIMEOUT_S)
+
+
 def explain(task_id: str) -> Call:
     """Why a task stands where it stands."""
     return Call("GET", f"/v1/tasks/{quote(task_id)}/explain")
@@ -99,6 +110,11 @@ def nodes() -> Call:
     return Call("GET", "/v1/nodes")
 
 
+def node(node: str) -> Call:
+    """One node, by its id or name."""
+    return Call("GET", f"/v1/nodes/{quote(node)}")
+
+
 def drain(node: str, reason: str) -> Call:
     """Give a node no new tasks."""
     return Call("POST", f"/v1/nodes/{quote(node)}/drain", encode({"reason": reason}))
@@ -119,9 +135,9 @@ def handlers() -> Call:
     return Call("GET", "/v1/handlers")
 
 
-def events() -> Call:
-    """Everything that changes from now on, as server-sent events."""
-    return Call("GET", "/v1/events", timeout_s=None)
+def events(*, kinds: Sequence[str] = (), tasks: Sequence[str] = ()) -> Call:
+    """Everything that changes from now on, or a part of it, as server-sent events."""
+    return Call("GET", "/v1/events" + query(kind=",".join(kinds), task=",".join(tasks)), timeout_s=None)
 
 
 def ready() -> Call:

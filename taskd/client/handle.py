@@ -93,7 +93,7 @@ class Handle:
         return self._client.transport.request(calls.output(self.id, stream, attempt=attempt))
 
     def follow(self) -> Iterator[Written]:
-        """What the task writes, live and from the beginning, until the attempt has ended."""
+        """What the task writes, live, from the beginning of its newest attempt until it has ended."""
         reader = OutputReader()
         with self._client.transport.open(calls.output(self.id, "both", follow=True)) as stream:
             while data := stream.read():

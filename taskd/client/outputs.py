@@ -6,14 +6,15 @@ import msgspec
 from msgspec import Struct
 
 from taskd.client.call import error_from
-from taskd.client.results import LineSplitter
+from taskd.client.lines import LineSplitter
 
 
 class Written(Struct, frozen=True):
-    """Bytes that a task wrote to `stream`, "stdout" or "stderr"."""
+    """Bytes that an attempt of a task wrote to `stream`, "stdout" or "stderr"."""
 
     stream: str = ""
     data: bytes = b""  # base64 in JSON
+    attempt: int = 0
 
 
 _decode = msgspec.json.Decoder(Written).decode

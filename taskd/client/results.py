@@ -9,28 +9,13 @@ import msgspec
 
 from taskd.client import calls
 from taskd.client.call import Call, error_from
-from taskd.client.errors import ProtocolError
+from taskd.client.lines import LineSplitter
 from taskd.client.submission import Chunk
 from taskd.client.views import Result, decode_result
 
 # What may be outside at once of one `map`: enough to keep a cluster busy, bounded so that memory stays flat.
 WINDOW_TASKS_MAX = 8000
 HELD_TASKS_MAX = 20_000  # Results that wait for an earlier one before new tasks wait too.
-LINE_BYTES_MAX = 64 << 20  # A result and its error are a few MiB, even with every character escaped.
-
-
-class LineSplitter:
-    """Whole lines out of bytes that come in any pieces."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that these bytes complete, without empty ones."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > LINE_BYTES_MAX:
-            raise ProtocolError("a line of the answer is too long")
-        return [line for line in lines if line]
 
 
 class ResultReader:

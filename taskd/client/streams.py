@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from taskd.client import calls
 from taskd.client.call import DELAY_FIRST_S, FULL_DELAY_S, Deadline, Patience, is_worth_repeating
@@ -116,7 +116,7 @@ class ResultFlow:
             self._streams.append(ResultStream(self._transport, chunk, self._deadline))
             self._open_streams()
 
-    def results(self) -> Iterator[Result]:
+    def results(self) -> Generator[Result, None, None]:
         """Results, in the window's order."""
         try:
             self.fill()

@@ -128,7 +128,7 @@ class Transport:
         self.patience_s = patience_s
         self.on_trouble = on_trouble
         self._has_answered = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # One that a signal's handler may take again: it may want to cancel something.
         self._idle: list[socket.socket] = []
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._pid = os.getpid()

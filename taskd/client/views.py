@@ -236,19 +236,11 @@ class Page(View, frozen=True):
     cursor: str | None = None
 
 
-class Accepted(View, frozen=True):
-    """The tasks taken, and the results that came with the answer."""
-
-    ids: list[str]
-    durability: str = ""
-    existing: int = 0
-    results: list[Result] = []
-
-
 class Acted(View, frozen=True):
-    """The tasks that a call acted on; for `retry` the new ones."""
+    """The tasks that a call acted on; for `retry` the new ones. `cursor` is where the next call goes on, if any."""
 
     ids: list[str]
+    cursor: str | None = None
 
 
 class Nodes(View, frozen=True):
@@ -263,7 +255,6 @@ class Handlers(View, frozen=True):
     handlers: list[Handler]
 
 
-decode_accepted = msgspec.json.Decoder(Accepted).decode
 decode_acted = msgspec.json.Decoder(Acted).decode
 decode_cluster = msgspec.json.Decoder(Cluster).decode
 decode_detail = msgspec.json.Decoder(TaskDetail).decode

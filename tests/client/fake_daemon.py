@@ -5,6 +5,7 @@ What a task does is in its type, or in the first word of its command:
     echo VALUE       handler: returns params["value"]
     fail             handler: raises ValueError("no luck")
     hold             handler or command: runs until `release` or a cancel
+    stubborn         command: runs until `release`
     print TEXT...    command: writes TEXT to stdout, each argument after the first to stderr
     exit N           command: ends with this exit code
     signal N         command: is ended by this signal
@@ -45,6 +46,7 @@ class FakeDaemon:
         self.cluster: Json = {**CLUSTER}
         self.explanations: list[Json] = []
         self.event_lines: list[Json] = []
+        self.is_busy = False  # new tasks wait until `begin`
         self._refusals: list[tuple[str, int, str, str]] = []
         self._break_after: list[int] = []
         self._changed: asyncio.Condition
@@ -106,6 +108,7 @@ class FakeDaemon:
         """Let queued tasks begin."""
 
         async def run() -> None:
+            self.is_busy = False
             for task in self.tasks.values():
                 if task["state"] == "queued":
                     await self._work(task)
@@ -141,6 +144,7 @@ class FakeDaemon:
                 web.post("/v1/tasks/retry", self._retry),
                 web.get("/v1/tasks/{id}", self._show),
                 web.get("/v1/tasks/{id}/explain", self._explain),
+                web.get("/v1/tasks/{id}/result", self._result),
                 web.get("/v1/tasks/{id}/output", self._output),
                 web.get("/v1/nodes", self._nodes),
                 web.get("/v1/nodes/{id}", self._node),
@@ -221,7 +225,7 @@ class FakeDaemon:
 
     async def _work(self, task: Json) -> None:
         """Do what a task says, at once."""
-        if task["state"] != "queued":
+        if task["state"] != "queued" or self.is_busy:
             return
         asked = task["asked"]
         kind = asked.get("type", "command")
@@ -247,7 +251,7 @@ class FakeDaemon:
                 await self._end(task, state="expired")
             case "true":
                 await self._end(task, state="succeeded", exit_code=0)
-            case "hold":
+            case "hold" | "stubborn":
                 await self._notify()
             case _:
                 task["state"] = "queued"  # Nobody runs it.
@@ -383,6 +387,10 @@ class FakeDaemon:
         acted = [task_id for task_id in found if self.tasks[task_id]["state"] not in FINAL]
         for task_id in acted:
             task = self.tasks[task_id]
+            if task["asked"].get("argv") == ["stubborn"]:
+                task["state"] = "cancelling"
+                await self._notify()
+                continue
             signal = 15 if task["state"] == "running" else None
             await self._end(task, state="cancelled", signal=signal)
         return web.json_response({"ids": acted, "cursor": None})
@@ -405,6 +413,14 @@ class FakeDaemon:
         if task_id is None:
             return error(404, "not_found", f"there is no task {request.match_info['id']}", "id")
         return web.json_response(detail(self.tasks[task_id]))
+
+    async def _result(self, request: web.Request) -> web.StreamResponse:
+        task_id = self._find(request.match_info["id"])
+        if task_id is None:
+            return error(404, "not_found", f"there is no task {request.match_info['id']}", "id")
+        async for result in self._ended([task_id], float(request.query.get("wait", "0"))):
+            return web.json_response(result)
+        return web.json_response(result_of(self.tasks[task_id]))
 
     async def _explain(self, request: web.Request) -> web.StreamResponse:
         task_id = self._find(request.match_info["id"])

@@ -12,7 +12,8 @@ import pytest
 from taskd.client.call import Deadline, Patience, error_from, is_worth_repeating
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError
 from taskd.client.ids import new_id
-from taskd.client.results import LINE_BYTES_MAX, LineSplitter, MapWindow, ResultReader
+from taskd.client.lines import LINE_BYTES_MAX, LineSplitter
+from taskd.client.results import MapWindow, ResultReader
 from taskd.client.submission import Chunk, chunks, groups_of
 from taskd.client.views import Result
 

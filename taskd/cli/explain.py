@@ -1,0 +1,38 @@
+"""taskd explain: why a task is not further on."""
+
+from __future__ import annotations
+
+import click
+
+from taskd.cli.output import instant_text, print_json, print_table, short, state_text
+from taskd.cli.selection import id_argument
+from taskd.cli.session import Session, talks
+from taskd.client import calls
+
+
+@click.command("explain", epilog="\b\nExample:\n  taskd explain last")
+@id_argument
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON; `reason` is one of a fixed set of words.")
+@talks
+def explain(session: Session, task_id: str, as_json: bool) -> None:
+    """Say why a task stands where it stands, and what each node lacks for it."""
+    why = session.ask(calls.explain(task_id))
+    if as_json:
+        print_json(why)
+        return
+    click.echo(f"task {short(why['id'])} is {state_text(why['state'])}: {why['text']} ({why['reason']})")
+    if why["position"]:
+        click.echo(f"{why['position']:,} tasks come first")
+    if why["until"] is not None:
+        click.echo(f"until {instant_text(why['until'])}")
+    if why["nodes"]:
+        rows = [[fit["name"], _fit_text(fit), fit["why"]] for fit in why["nodes"]]
+        print_table(["NODE", "COULD RUN IT", "NOW"], rows, flexible="NOW")
+        if not any(fit["ever"] for fit in why["nodes"]):
+            click.echo("No node could ever run it: change the task, or add a node that can.")
+
+
+def _fit_text(fit: dict[str, object]) -> str:
+    if fit["fits"]:
+        return click.style("now", fg="green")
+    return click.style("when free", fg="yellow") if fit["ever"] else click.style("never", fg="red")

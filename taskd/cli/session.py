@@ -1,0 +1,69 @@
+"""What all commands share that talk to a daemon: the option --socket, and JSON there and back."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from taskd.client import calls
+from taskd.client.call import Call
+from taskd.client.transport import Transport
+from taskd.errors import TaskdError
+
+PATIENCE_S = 30.0  # Of commands that wait: a scheduler may restart meanwhile. The others say at once what is wrong.
+
+Json = dict[str, Any]
+
+
+class Session:
+    """One daemon, for the time of one command."""
+
+    def __init__(self, socket: str | None) -> None:
+        self.transport = Transport(socket, on_trouble=self._on_trouble)
+        self._is_troubled = False
+
+    def be_patient(self) -> None:
+        """Go on when the daemon restarts or the leader changes."""
+        self.transport.patience_s = PATIENCE_S
+
+    def ask(self, call: Call) -> Any:
+        """The answer's JSON. Raises ApiError, NoDaemon."""
+        return json.loads(self.transport.request(call))
+
+    def tasks(self, filters: dict[str, Any], limit: int | None = None) -> Iterator[Json]:
+        """Tasks that fit, newest first, page by page."""
+        cursor: str | None = ""
+        while cursor is not None and (limit is None or limit > 0):
+            page_size = calls.PAGE_TASKS_MAX if limit is None else min(limit, calls.PAGE_TASKS_MAX)
+            page = self.ask(calls.tasks(**filters, cursor=cursor, limit=page_size))
+            yield from page["tasks"]
+            cursor = page["cursor"]
+            if limit is not None:
+                limit -= len(page["tasks"])
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.transport.close()
+
+    def _on_trouble(self, error: TaskdError) -> None:
+        if not self._is_troubled:
+            self._is_troubled = True
+            click.echo(f"taskd: {error.message} Trying again for {self.transport.patience_s:g} s.", err=True)
+
+
+def talks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that talks to a daemon: it gets a Session as its first argument, and the option --socket."""
+
+    @click.option("--socket", metavar="PATH", help="The daemon's socket; else $TASKD_SOCKET, or the one that is found.")
+    @functools.wraps(function)
+    def command(*args: Any, socket: str | None, **options: Any) -> Any:
+        with Session(socket) as session:
+            return function(session, *args, **options)
+
+    return command

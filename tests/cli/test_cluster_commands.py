@@ -1,0 +1,206 @@
+"""Nodes, the cluster, keys, settings, the doctor."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Taskd
+from tests.client.fake_daemon import FakeDaemon
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folders of a user who is not root."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for name, folder in (("XDG_CONFIG_HOME", "config"), ("XDG_STATE_HOME", "state"), ("XDG_RUNTIME_DIR", "run")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    return tmp_path
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+# -- Nodes -------------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_listed_and_shown(taskd: Taskd, daemon: FakeDaemon) -> None:
+    daemon.nodes[1].update(clock_offset_s=-90.0)
+    lines = taskd("node", "list").out.splitlines()
+    assert lines[0].split() == ["ID", "NAME", "ROLES", "STATE", "BUSY", "HAS", "CLOCK", "NOTE"]
+    assert lines[1].split() == ["1", "head", "(leads)", "scheduler", "up", "-", "-", "ok"]
+    assert lines[2].split() == ["2", "arm", "worker", "up", "1/4", "cpus", "4,", "memory", "8GiB", "-1m30s"]
+    assert [json.loads(line)["name"] for line in taskd("node", "list", "--json").out.splitlines()] == ["head", "arm"]
+    page = taskd("node", "show", "arm").out
+    for text in ("arm  up", "cpus        1 of 4 used", "memory      0B of 8GiB used", "labels      os=debian"):
+        assert text in page
+    assert json.loads(taskd("node", "show", "2", "--json").out)["name"] == "arm"
+    ran = taskd("node", "show", "nobody")
+    assert (ran.code, ran.err) == (1, "taskd: there is no node nobody (id)\n")
+
+
+def test_a_node_is_drained_and_resumed(taskd: Taskd, daemon: FakeDaemon) -> None:
+    assert taskd("node", "drain", "arm", "-m", "kernel update").out == "arm is drained; 1 still running there\n"
+    assert daemon.nodes[1]["drain_reason"] == "kernel update"
+    assert "kernel update" in taskd("node", "list").out
+    assert taskd("node", "resume", "arm").out == "arm is up\n"
+    assert json.loads(taskd("node", "drain", "2", "--json").out)["state"] == "drained"
+    assert json.loads(taskd("node", "resume", "2", "--json").out)["state"] == "up"
+
+
+def test_the_cluster_in_one_look(taskd: Taskd, daemon: FakeDaemon) -> None:
+    ran = taskd("cluster", "status")
+    assert ran.code == 0
+    for text in ("cluster default is ok", "head (id 1), term 3", "1 scheduler, 1 worker", "2 queued, 1 running"):
+        assert text in ran.out
+    daemon.cluster.update(leader=None, leader_name=None, health="down", why="no scheduler leads")
+    ran = taskd("cluster", "status")
+    assert ran.code == 1
+    assert "is down: no scheduler leads" in ran.out
+    assert json.loads(taskd("cluster", "status", "--json").out)["health"] == "down"
+
+
+# -- Keys --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_goes_from_a_scheduler_to_a_worker(taskd: Taskd, home: Path, stdin: Callable[[str], None]) -> None:
+    from taskd.net.security import SchedulerKey
+
+    path = home / "config" / "taskd" / "cluster.key"
+    ran = taskd("key", "show")
+    assert ran.code == 1
+    assert str(path) in ran.err
+    key = SchedulerKey.generate()
+    key.save(path)
+    assert taskd("key", "show", "--role", "scheduler") == (0, key.text + "\n", "")
+    shown = taskd("key", "show").out
+    assert shown == key.worker_key.text + "\n"
+
+    other = home / "other.key"
+    stdin(shown)
+    assert taskd("key", "import", "--key-file", str(other)).code == 0
+    assert other.stat().st_mode & 0o777 == 0o600
+    assert taskd("key", "show", "--key-file", str(other)).out == shown
+    ran = taskd("key", "show", "--role", "scheduler", "--key-file", str(other))
+    assert (ran.code, "holds a worker key" in ran.err) == (1, True)
+
+
+def test_an_import_replaces_nothing_unless_told(taskd: Taskd, home: Path, stdin: Callable[[str], None]) -> None:
+    from taskd.net.security import SchedulerKey
+
+    first, second = SchedulerKey.generate(), SchedulerKey.generate()
+    path = home / "config" / "taskd" / "cluster.key"
+    first.save(path)
+    stdin(second.text)
+    ran = taskd("key", "import")
+    assert (ran.code, "--force" in ran.err) == (1, True)
+    stdin(second.text)
+    assert taskd("key", "import", "--force", "--role", "worker").code == 0
+    assert path.read_text().strip() == second.worker_key.text
+    stdin(second.worker_key.text)
+    assert "taskd key show --role scheduler" in taskd("key", "import", "--role", "scheduler", "--force").err
+    stdin("nonsense")
+    ran = taskd("key", "import")
+    assert (ran.code, "no cluster key" in ran.err) == (1, True)
+
+
+# -- Settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_checked_as_a_daemon_would(taskd: Taskd, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = taskd("config", "check")
+    assert ran.code == 0
+    assert "does not exist, which is fine; 0 settings differ from the defaults" in ran.out
+    file = home / "taskd.toml"
+    file.write_text('[node]\nname = "arm"\n[worker]\nslots = 3\nlabels = { disk = "ssd" }\n')
+    ran = taskd("config", "check", str(file))
+    assert f"{file} is fine; 3 settings differ" in ran.out
+    assert "worker.labels  disk=ssd" in ran.out
+    assert json.loads(taskd("config", "check", str(file), "--json").out)["worker.slots"] == 3
+    file.write_text("[worker]\nslot = 3\n")
+    ran = taskd("config", "check", str(file))
+    assert ran.code == 1
+    assert "[worker] slot" in ran.err
+    monkeypatch.setenv("TASKD_WORKER_SLOTS", "many")
+    assert "TASKD_WORKER_SLOTS" in taskd("config", "check").err
+    assert taskd("config", "check", str(home / "none.toml")).code == 1
+
+
+# -- The doctor --------------------------------------------------------------------------------------------------------
+
+
+def findings(taskd: Taskd) -> tuple[int, dict[str, tuple[str, str]]]:
+    ran = taskd("doctor", "--json")
+    return ran.code, {item["what"]: (item["level"], item["text"]) for item in json.loads(ran.out)}
+
+
+def test_the_doctor_finds_all_well(taskd: Taskd, daemon: FakeDaemon, home: Path) -> None:
+    code, found = findings(taskd)
+    levels = {what: level for what, (level, _) in found.items()}
+    assert {
+        "settings",
+        "key",
+        "disk",
+        "sqlite",
+        "discovery",
+        "event loop",
+        "daemon",
+        "leader",
+        "workers",
+        "clocks",
+    } == set(levels)
+    assert (code, levels["key"], levels["daemon"], levels["leader"]) == (0, "warn", "ok", "ok")
+    text = taskd("doctor").out
+    assert f"answers on {daemon.path}" in text
+    assert "taskd key import" in text
+
+
+def test_the_doctor_finds_what_is_wrong(
+    taskd: Taskd, daemon: FakeDaemon, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = home / "config" / "taskd" / "cluster.key"
+    key.parent.mkdir(parents=True)
+    key.write_text("x")
+    key.chmod(0o644)
+    daemon.nodes[0]["clock_offset_s"] = 5.0
+    daemon.nodes[1]["state"] = "lost"
+    daemon.cluster.update(health="degraded", why="no worker is connected", version="9.9")
+    monkeypatch.setenv("TASKD_NETWORK_MDNS", "maybe")
+    monkeypatch.setenv("TASKD_SCHEDULER_FREE_DISK_MIN_BYTES", "1KiB")
+    code, found = findings(taskd)
+    assert code == 1
+    assert found["settings"][0] == "fail"
+    assert found["key"][0] == "fail"
+    assert "can be read by others" in found["key"][1]
+    assert found["clocks"] == ("warn", "head is 5s ahead")
+    assert found["workers"] == ("fail", "arm is lost")
+    assert found["leader"][0] == "warn"
+    assert found["version"][0] == "warn"
+    daemon.cluster.update(leader=None)
+    assert findings(taskd)[1]["leader"][0] == "fail"
+    daemon.stop()
+    code, found = findings(taskd)
+    assert (code, found["daemon"][0]) == (1, "fail")
+    assert "taskd start" in found["daemon"][1]
+
+
+def test_the_doctor_looks_at_the_disk(
+    taskd: Taskd, daemon: FakeDaemon, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKD_SCHEDULER_FREE_DISK_MIN_BYTES", "1000TiB")
+    code, found = findings(taskd)
+    assert (code, found["disk"][0]) == (1, "fail")
+    monkeypatch.setenv("TASKD_NETWORK_INTERFACES", "none0")
+    monkeypatch.setenv("TASKD_SCHEDULER_FREE_DISK_MIN_BYTES", "1KiB")
+    code, found = findings(taskd)
+    assert found["discovery"][0] in ("fail", "warn")
+    monkeypatch.setenv("TASKD_NETWORK_MDNS", "off")
+    assert findings(taskd)[1]["discovery"][0] == "ok"
