@@ -37,12 +37,18 @@ _log = logging.getLogger("taskd.api")
 
 
 async def serve(
-    service: Service, path: Path, mode: int = 0o660, group: str = "taskd", admin_group: str = "taskd-admin"
+    service: Service,
+    path: Path,
+    mode: int = 0o660,
+    group: str = "taskd",
+    *,
+    admin_group: str = "taskd-admin",
+    body_bytes_max: int = BODY_BYTES_MAX,
 ) -> ApiServer:
     """Answer at a Unix socket until closed. `mode` and `group` are those of its file, and say who is let in (peers.py).
     Raises AlreadyRunning where another process listens there, ConfigError where the path cannot be used."""
     file = open_socket(path, mode, group)
-    server = ApiServer(service, file, Door(group, admin_group, file.mode))
+    server = ApiServer(service, file, Door(group, admin_group, file.mode), body_bytes_max)
     try:
         await server.start()
     except BaseException:
@@ -55,9 +61,10 @@ async def serve(
 class ApiServer:
     """The connections of one socket, made by serve()."""
 
-    def __init__(self, service: Service, file: SocketFile, door: Door) -> None:
+    def __init__(self, service: Service, file: SocketFile, door: Door, body_bytes_max: int) -> None:
         self.path = file.path
         self._service = service
+        self._body_bytes_max = body_bytes_max
         self._file = file
         self._http = _Http(self._handle, door)
         self._listener: asyncio.AbstractServer | None = None
@@ -114,7 +121,7 @@ class ApiServer:
             raise _Refused(connection.refusal)
         try:
             path, query = _target(request)
-            body = await _read_body(request)
+            body = await _read_body(request, self._body_bytes_max)
         except TaskdError as error:
             raise _Refused(error) from None  # The rest of the body may still come: what follows it cannot be found.
         return await dispatch(ApiRequest(request.method, path, query, connection.caller, body), self._service)
@@ -142,22 +149,25 @@ def _target(request: web.BaseRequest) -> tuple[str, dict[str, str]]:
         for name, value in fields:
             query[name] = f"{query[name]},{value}" if name in query else value
     key = request.headers.get("Idempotency-Key")
-    if key is not None and request.method == "POST":
-        query["idempotency_key"] = key
+    if key is not None and path == "/v1/tasks" and request.method == "POST":
+        query["idempotency_key"] = key  # Headers do not travel to the leader.
     return path, query
 
 
-async def _read_body(request: web.BaseRequest) -> bytes:
+async def _read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
     """The whole body. Raises TooLarge, TooSlow, InvalidRequest."""
     content = request.content
     if not request.body_exists:
         return b""
-    if (request.content_length or 0) > BODY_BYTES_MAX:
-        raise TooLarge(f"a body takes at most {BODY_BYTES_MAX} bytes")
+    if (request.content_length or 0) > bytes_max:
+        raise _too_large(bytes_max)
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise InvalidRequest("send the body as it is, without a Content-Encoding")
-    if content.is_eof():
-        return content.read_nowait()
+    if content.is_eof():  # It came with the head, as small ones do.
+        body = content.read_nowait()
+        if len(body) > bytes_max:
+            raise _too_large(bytes_max)
+        return body
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     parts: list[bytes] = []
@@ -167,13 +177,17 @@ async def _read_body(request: web.BaseRequest) -> bytes:
             while part := await content.readany():
                 parts.append(part)
                 size += len(part)
-                if size > BODY_BYTES_MAX:
-                    raise TooLarge(f"a body takes at most {BODY_BYTES_MAX} bytes")
+                if size > bytes_max:
+                    raise _too_large(bytes_max)
     except TimeoutError:
         raise TooSlow() from None
     except web.RequestPayloadError as error:
         raise InvalidRequest(f"the body cannot be read: {error}") from None
     return b"".join(parts)
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"a body takes at most {bytes_max} bytes")
 
 
 # -- Answers -----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ class Door:
             return Caller(user, True)
         if members in groups or self._is_open_to_others:
             return Caller(user, False)
-        raise Forbidden(f"the user {user} may not use this socket; an administrator can add them to {self._group}")
+        remedy = f"; an administrator can add them to the group {self._group}" if self._group else ""
+        raise Forbidden(f"the user {user} may not use this socket{remedy}")
 
     def _user(self, uid: int) -> str:
         now = time.monotonic()

@@ -155,6 +155,8 @@ async def test_the_header_for_sending_again(service: FakeService, path: Path) ->
             await http.ask("POST", "/v1/tasks", {"argv": ["true"]}, Idempotency_Key="nightly, 1") for _ in range(2)
         ]
         assert answers[0][1]["ids"] == answers[1][1]["ids"]
+        # Where there is nothing to repeat it is passed over, as headers are.
+        assert (await http.ask("POST", "/v1/tasks/plan", {"argv": ["true"]}, Idempotency_Key="nightly"))[0] == 200
         status, answer = await http.ask("POST", "/v1/tasks", {"argv": ["true"]}, Idempotency_Key="x" * 300)
         assert (status, answer["error"]["field"]) == (400, "idempotency_key")
 
@@ -176,11 +178,8 @@ async def test_a_body_beyond_the_bound_is_refused_before_it_is_sent(
 
 
 @on_both_loops
-async def test_a_body_of_unknown_length_beyond_the_bound(
-    service: FakeService, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "BODY_BYTES_MAX", 1000)
-    async with connected(service, path) as http:
+async def test_a_body_of_unknown_length_beyond_the_bound(service: FakeService, path: Path) -> None:
+    async with connected(service, path, body_bytes_max=1000) as http:
         http.send("POST", "/v1/tasks", None, Transfer_Encoding="chunked")
         http.writer.write(b"400\r\n" + b" " * 1024 + b"\r\n")
         assert (await http.answer())[0] == 413

@@ -78,7 +78,7 @@ def test_members_of_the_groups(groups: dict[str, int], peer: FakePeer, is_admin:
 
 
 def test_nobody_else(groups: dict[str, int]) -> None:
-    with pytest.raises(Forbidden, match=r"the user 54321 may not use this socket; .* to taskd"):
+    with pytest.raises(Forbidden, match=r"the user 54321 may not use this socket; .* to the group taskd"):
         door().admit(FakePeer(STRANGER, groups=(1, 2)))
 
 
