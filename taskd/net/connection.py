@@ -17,6 +17,8 @@ from taskd.protocol.session import Session, State
 # handshake that came in before `start_tls` was called would be lost.
 BANNER = b"taskd1\n"
 HANDSHAKE_TIMEOUT_S = 5.0
+CLOSE_S = 1.0
+GOODBYE_CHARS_MAX = 1000
 BUFFERED_BYTES_MAX = 64 << 20  # Towards a peer that reads slower than we send; beyond that it is given up.
 BUFFERED_BYTES_HIGH = 1 << 20  # Where bodies of relayed calls begin to wait.
 
@@ -98,6 +100,8 @@ class Connection(asyncio.Protocol):
     async def secure(self) -> None:
         """Exchange banner and TLS, and begin the session. Never raises: the owner hears of what goes wrong."""
         assert self._transport is not None
+        if self._reason is not None:
+            return
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 if self.is_dialled:
@@ -143,7 +147,9 @@ class Connection(asyncio.Protocol):
             self._receive(data)
             return
         self._early += data
-        if not self._is_encrypted and self.is_dialled and not self._banner.done():
+        if not self._is_encrypted and not self.is_dialled:
+            self.close("does not wait for its turn, as a node of ours would", is_refusal=True)
+        elif not self._is_encrypted and not self._banner.done():
             if self._early == BANNER:
                 self._early.clear()
                 self._banner.set_result(None)
@@ -160,6 +166,9 @@ class Connection(asyncio.Protocol):
         try:
             messages = session.receive(data, self.heard_at) if data else []
         except (ProtocolError, Refused) as error:
+            # The peer has shown a key of this cluster: it may know why.
+            self._queue(encode(Goodbye(f"refused: {error.message}"[:GOODBYE_CHARS_MAX])))
+            self._flush()
             self.close(error.message, is_refusal=True)
             return
         self._send_own()
@@ -265,9 +274,12 @@ class Connection(asyncio.Protocol):
             self._banner.cancel()
         self.resume_writing()
         if self._transport is not None:
-            self._transport.close()
-            # Against a peer that does not read: what is not gone soon never goes.
-            self._loop.call_later(1.0, self._transport.abort)
+            if self.session is None:
+                self._transport.abort()  # Nothing was promised to a stranger.
+            else:
+                self._transport.close()
+                # Against a peer that does not read: what is not gone soon never goes.
+                self._loop.call_later(CLOSE_S, self._transport.abort)
         self._owner.connection_lost(self, reason, is_refusal)
         if not self.ended.done():
             self.ended.set_result(None)

@@ -1,0 +1,54 @@
+"""Handlers that the integration tests have the workers run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from taskd import TaskHandler, task
+
+
+@task("noop")
+def noop() -> None:
+    return None
+
+
+@task("add")
+def add(left: int, right: int = 1) -> int:
+    return left + right
+
+
+@task("add_async")
+async def add_async(left: int, right: int) -> int:
+    await asyncio.sleep(0)
+    return left + right
+
+
+@task("boom")
+def boom(message: str) -> None:
+    raise ValueError(message)
+
+
+@task("vanish")
+def vanish(status: int) -> None:
+    os._exit(status)
+
+
+@task("spin")
+def spin() -> None:
+    while True:
+        pass
+
+
+@task("unserialisable")
+def unserialisable() -> object:
+    return object()
+
+
+class Shout(TaskHandler):
+    """The task interface as a class."""
+
+    type = "shout"
+
+    def execute(self, params: dict[str, str]) -> str:
+        return params["text"].upper()
