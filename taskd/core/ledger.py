@@ -52,8 +52,13 @@ class Ledger:
             self.queue.push(task)
         elif task.state in (TaskState.SCHEDULED, TaskState.RETRYING):
             self._calendar.set((_Due.READY, task.id), task.record.due_s)
-        if task.spec.deadline_s and not task.record.attempts:
-            self._calendar.set((_Due.TOO_LATE, task.id), task.spec.deadline_s)
+        self._set_deadline(task)
+
+    def _set_deadline(self, task: Task) -> None:
+        """Only a task that has not begun can be too late; one that was given back unstarted still can."""
+        deadline_s = task.spec.deadline_s
+        if deadline_s and not any(attempt.may_have_begun for attempt in task.record.attempts):
+            self._calendar.set((_Due.TOO_LATE, task.id), deadline_s)
 
     # -- From the outside ----------------------------------------------------------------------------------------------
 
@@ -91,8 +96,8 @@ class Ledger:
         number = len(attempts) + 1
         if number == 1:
             self._stats.wait.observe(now_s - max(task.spec.submitted_s, task.spec.not_before_s))
-            if task.spec.deadline_s:
-                self._calendar.clear((_Due.TOO_LATE, task.id))
+        if task.spec.deadline_s:
+            self._calendar.clear((_Due.TOO_LATE, task.id))
         attempts.append(Attempt(number, outbox.term, outbox.lsn, worker, now_s))
         key = task.key = AttemptKey(task.id, number, outbox.term, outbox.lsn)
         task.is_recalled = False
@@ -190,6 +195,7 @@ class Ledger:
     def _requeue(self, task: Task, now_s: float) -> None:
         task.move(TaskState.QUEUED, now_s)
         self.queue.push(task)
+        self._set_deadline(task)
         self._outbox.update(task)
 
     def _finish(self, task: Task, state: TaskState, now_s: float, reason: str = "") -> None:
@@ -215,7 +221,9 @@ class Ledger:
     def tick(self, now_s: float) -> None:
         """Do what is due."""
         for kind, task_id in self._calendar.pop_due(now_s):
-            task = self.tasks[task_id]
+            task = self.tasks.get(task_id)
+            if task is None:
+                continue  # Its time to begin and its deadline came together: it has just expired.
             if kind is _Due.READY:
                 task.record.due_s = 0.0
                 self._requeue(task, now_s)

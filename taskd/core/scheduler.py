@@ -297,13 +297,18 @@ class Scheduler:
     # -- Placing -------------------------------------------------------------------------------------------------------
 
     def settle(self, now: float) -> None:
-        """At the end of a turn: acknowledge what came, and hand out what fits."""
+        """At the end of a turn: acknowledge what came, do what is due, and hand out what fits."""
         term = self.election.leading
         if term is None:
             return
         for node_id, keys in self._acknowledged.items():
             self.outbox.then(Send(node_id, msg.Acknowledged(term, tuple(keys))))
         self._acknowledged.clear()
+        # Before anything is handed out: what has just expired must not begin.
+        calendar_s, now_s = self.ledger.next_deadline_s(), self.utc(now)
+        if calendar_s is not None and calendar_s <= now_s:
+            self.ledger.tick(now_s)
+            self._unplaced = True
         if not self._unplaced:
             return
         self._unplaced = False
@@ -383,11 +388,6 @@ class Scheduler:
         self.consider(now)
         if not self.leads:
             return
-        now_s = self.utc(now)
-        calendar_s = self.ledger.next_deadline_s()
-        if calendar_s is not None and calendar_s <= now_s:
-            self.ledger.tick(now_s)
-            self._unplaced = True
         for node_id in self._grace.pop_due(now):
             worker = self.roster.known(node_id)
             self._log("warning", "worker given up", worker=worker.name, open=len(worker.assigned))

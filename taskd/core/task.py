@@ -175,6 +175,11 @@ class Attempt(Struct, array_like=True):
     def is_open(self) -> bool:
         return self.outcome is None
 
+    @property
+    def may_have_begun(self) -> bool:
+        """Whether it began, or nobody can tell; not so if it was given back unstarted."""
+        return self.started_s > 0 or self.outcome is not Outcome.PREEMPTED
+
 
 class Record(Struct, array_like=True):
     """The part of a task that changes and is stored as one value beside the spec."""

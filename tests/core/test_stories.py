@@ -175,6 +175,38 @@ def test_a_task_that_cannot_begin_by_its_deadline_expires(world: World) -> None:
     assert not len(world.scheduler.ledger.queue)
 
 
+def test_a_task_submitted_after_its_deadline_expires_and_does_not_begin(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit(deadline_s=world.utc - 1)
+    assert world.state(task) is TaskState.EXPIRED
+    assert world.where(task) == []
+
+
+def test_a_task_whose_deadline_and_time_to_begin_came_while_nobody_led_expires(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit(not_before_s=world.utc + 6, deadline_s=world.utc + 5)
+    world.crash(1)
+    world.run(10)
+    world.restart(1)
+    world.run(1)
+    assert world.scheduler.leads
+    assert world.state(task) is TaskState.EXPIRED
+
+
+def test_a_task_given_back_unstarted_still_has_its_deadline(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit()
+    world.work = lambda begin: None
+    world.submit()
+    (task,) = world.submit(deadline_s=world.utc + 5)
+    assert world.state(task) is TaskState.ASSIGNED
+    world.ask(lambda call: ev.DrainWanted(call, 11, "upkeep"))
+    assert world.state(task) is TaskState.QUEUED
+    world.run(6)
+    assert world.state(task) is TaskState.EXPIRED
+
+
 def test_a_timeout_terminates_then_kills_and_is_recorded_as_such(world: World) -> None:
     world.cluster()
     (task,) = world.submit(timeout_s=10.0, grace_s=3.0)
@@ -294,7 +326,7 @@ def test_a_result_that_comes_after_the_task_was_given_to_another_is_acknowledged
     assert len(world.where(task)) == 2
     late = next(iter(world.hosts[first].running))
     ended = msg.AttemptEnded(late, Outcome.EXIT_NONZERO, world.utc, world.utc)
-    world._todo.append((first, ev.Progressed([], [ended])))
+    world.post(first, ev.Progressed([], [ended]))
     world.connect(1, first)
     world.settle()
     assert not world.hosts[first].node.worker.unacknowledged_count
@@ -404,7 +436,7 @@ def test_an_orderly_stop_of_a_worker_moves_its_work_at_once_and_counts_as_no_fai
     world.cluster(2, offer=offer(1))
     (task,) = world.submit()
     (worker,) = world.where(task)
-    world._todo.append((worker, ev.StopWanted(5.0)))
+    world.post(worker, ev.StopWanted(5.0))
     world.settle()
     assert [type(effect) for effect in world.hosts[worker].signals] == [fx.Terminate]
     world.end(task, Outcome.SIGNAL)
@@ -420,7 +452,7 @@ def test_an_orderly_stop_gives_back_what_has_not_begun(world: World) -> None:
     world.work = lambda begin: None
     tasks = world.submit(10)
     assert world.hosts[11].node.worker.waiting_count == 9
-    world._todo.append((11, ev.StopWanted(5.0)))
+    world.post(11, ev.StopWanted(5.0))
     world.settle()
     world.end(tasks[0], Outcome.SIGNAL)
     assert world.hosts[11].exited is not None
@@ -472,7 +504,7 @@ def test_a_node_that_is_both_talks_to_itself(world: World) -> None:
     world.work = lambda begin: Outcome.OK
     (task,) = world.submit()
     assert world.state(task) is TaskState.SUCCEEDED
-    world._todo.append((1, ev.StopWanted(5.0)))
+    world.post(1, ev.StopWanted(5.0))
     world.settle()
     assert world.hosts[1].exited == fx.Exit(0, "stopped")
 
@@ -502,7 +534,7 @@ def test_workers_refuse_a_lesser_term(world: World) -> None:
     worker = world.hosts[11].node.worker
     term = worker.term
     stale = msg.Term(term.epoch - 1, 7, 1)
-    world._todo.append((11, ev.Received(7, [msg.Leading(stale)])))
+    world.post(11, ev.Received(7, [msg.Leading(stale)]))
     world.settle()
     assert worker.leader == 1
     assert worker.term == term
@@ -510,7 +542,7 @@ def test_workers_refuse_a_lesser_term(world: World) -> None:
 
 def test_a_leader_with_an_impossible_epoch_is_not_believed(world: World) -> None:
     world.cluster()
-    world._todo.append((1, ev.Received(2, [msg.Leading(msg.Term(1 << 40, 2, 1))])))
+    world.post(1, ev.Received(2, [msg.Leading(msg.Term(1 << 40, 2, 1))]))
     world.settle()
     assert world.scheduler.leads
     assert any(entry.event == "term refused" for entry in world.logs)

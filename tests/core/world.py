@@ -14,7 +14,7 @@ from taskd.core import effects as fx
 from taskd.core import events as ev
 from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
-from taskd.core.task import Outcome, Record, TaskRow, TaskSpec, TaskState, decode_record, encode, units
+from taskd.core.task import NodeRow, Outcome, Record, TaskRow, TaskSpec, TaskState, decode_record, encode, units
 from taskd.protocol import messages as msg
 
 Work = Callable[[fx.Begin], Outcome | None]  # what a command does: ends at once with an outcome, or goes on (None)
@@ -35,13 +35,19 @@ class Host:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.rows: dict[bytes, TaskRow] = {}
-        self.node_rows: dict[int, object] = {}
+        self.node_rows: dict[int, NodeRow] = {}
         self.term: msg.Term | None = None
         self.journal: list[fx.Journal] = []
         self.running: dict[msg.AttemptKey, fx.Begin] = {}
         self.signals: list[fx.Effect] = []
         self.exited: fx.Exit | None = None
         self.held_commits: list[fx.Commit] = []
+
+    def write(self, commit: fx.Commit) -> None:
+        """Put a commit on the disk."""
+        self.term = commit.term or self.term
+        self.rows.update((row.id, row) for row in (*commit.inserted, *commit.updated))
+        self.node_rows.update((row.node_id, row) for row in commit.nodes)
 
 
 class World:
@@ -61,6 +67,10 @@ class World:
         self._calls = 0
         self._ids = 0
         self._todo: deque[tuple[int, ev.Event]] = deque()
+
+    def post(self, node_id: int, event: ev.Event, source: int = 0) -> None:
+        """Put an event on its way to a node, from a peer or (0) from its own machine."""
+        self._todo.append((node_id, event))
 
     # -- Building ------------------------------------------------------------------------------------------------------
 
@@ -124,14 +134,14 @@ class World:
         if "scheduler" not in self.hosts[one].node.info.roles + self.hosts[other].node.info.roles:
             return
         self.links |= {(one, other), (other, one)}
-        self._todo.append((one, ev.PeerUp(self.hosts[other].node.info)))
-        self._todo.append((other, ev.PeerUp(self.hosts[one].node.info)))
+        self.post(one, ev.PeerUp(self.hosts[other].node.info), other)
+        self.post(other, ev.PeerUp(self.hosts[one].node.info), one)
 
     def cut(self, one: int, other: int, is_orderly: bool = False) -> None:
         if (one, other) in self.links:
             self.links -= {(one, other), (other, one)}
             for end, peer in ((one, other), (other, one)):
-                self._todo.append((end, ev.PeerDown(peer, "cut", is_orderly)))
+                self.post(end, ev.PeerDown(peer, "cut", is_orderly), peer)
         self.settle()
 
     def crash(self, node_id: int) -> None:
@@ -144,7 +154,7 @@ class World:
         for one, other in list(self.links):
             if one == node_id:
                 self.links -= {(one, other), (other, one)}
-                self._todo.append((other, ev.PeerDown(node_id, "reset")))
+                self.post(other, ev.PeerDown(node_id, "reset"), node_id)
         self.settle()
 
     def restart(self, node_id: int) -> Host:
@@ -176,7 +186,7 @@ class World:
             if not due or min(due)[0] > end:
                 break
             self.now = max(self.now, min(due)[0])
-            self._todo.append((min(due)[1], ev.Ticked()))
+            self.post(min(due)[1], ev.Ticked())
             self.settle()
         self.now = end
         self.settle()
@@ -203,7 +213,7 @@ class World:
             case fx.Send(to, message):
                 self.sent.append((node_id, to, message))
                 if (node_id, to) in self.links:
-                    self._todo.append((to, ev.Received(node_id, [message])))
+                    self.post(to, ev.Received(node_id, [message]), node_id)
             case fx.Commit():
                 host.held_commits.append(effect)
                 if not self.holds_commits:
@@ -224,14 +234,9 @@ class World:
 
     def commit(self, node_id: int) -> None:
         """The disk of a node is done with its oldest commit."""
-        host = self.hosts[node_id]
-        commit = host.held_commits.pop(0)
-        host.term = commit.term or host.term
-        for row in (*commit.inserted, *commit.updated):
-            host.rows[row.id] = row
-        for node_row in commit.nodes:
-            host.node_rows[node_row.node_id] = node_row
-        self._todo.append((node_id, ev.Committed(commit.seq)))
+        commit = self.hosts[node_id].held_commits.pop(0)
+        self.hosts[node_id].write(commit)
+        self.post(node_id, ev.Committed(commit.seq))
 
     # -- Work ----------------------------------------------------------------------------------------------------------
 
@@ -241,11 +246,11 @@ class World:
         started = msg.AttemptStarted(begin.key, self.utc)
         outcome = self.work(begin)
         if outcome is None:
-            self._todo.append((node_id, ev.Progressed([started], [])))
+            self.post(node_id, ev.Progressed([started], []))
         else:
             del host.running[begin.key]
             ended = msg.AttemptEnded(begin.key, outcome, self.utc, self.utc, b"")
-            self._todo.append((node_id, ev.Progressed([], [ended])))
+            self.post(node_id, ev.Progressed([], [ended]))
 
     def end(self, task_id: bytes, outcome: Outcome = Outcome.OK) -> None:
         """The process of a running task ends."""
@@ -254,7 +259,7 @@ class World:
                 if key.task_id == task_id:
                     del host.running[key]
                     ended = msg.AttemptEnded(key, outcome, self.now + self.utc_offset_s, self.utc, b"")
-                    self._todo.append((node_id, ev.Progressed([], [ended])))
+                    self.post(node_id, ev.Progressed([], [ended]))
                     self.settle()
                     return
         raise AssertionError(f"{task_id.hex()} does not run anywhere")
@@ -280,7 +285,7 @@ class World:
     def ask(self, make: Callable[[int], ev.Event], node_id: int = 1) -> object:
         """Put a client's wish; returns the reply, or None while there is none."""
         self._calls += 1
-        self._todo.append((node_id, make(self._calls)))
+        self.post(node_id, make(self._calls))
         self.settle()
         return self.replies.get(self._calls)
 
