@@ -28,6 +28,7 @@ class Outbox:
         self._effects: list[Effect] = []
         self._in_flight: list[Effect] | None = None
         self._in_flight_ids: frozenset[bytes] = frozenset()
+        self._is_broken = False  # a commit failed: this process decides nothing any more
 
     def begin(self, term: Term) -> None:
         """Write under a new term from now on, and make it durable with the next commit."""
@@ -71,7 +72,7 @@ class Outbox:
 
     def release(self) -> list[Effect]:
         """What may be done now: effects that wait for nothing, or the next commit."""
-        if self._in_flight is not None:
+        if self._in_flight is not None or self._is_broken:
             return []
         if not self._has_rows:
             effects, self._effects = self._effects, []
@@ -86,7 +87,9 @@ class Outbox:
         return effects
 
     def drop(self) -> list[Effect]:
-        """A commit failed: nothing that waits may be done any more. Returns what was not done, for the clients' sake."""
+        """A commit failed: nothing that waits may be done any more, and nothing that would come after it. Returns what
+        was not done, for the clients' sake."""
+        self._is_broken = True
         dropped = (self._in_flight or []) + self._effects
         self._effects, self._in_flight = [], None
         self._inserted, self._updated, self._nodes, self._greatest = {}, {}, {}, None

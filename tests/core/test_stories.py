@@ -66,6 +66,18 @@ def test_a_failed_commit_answers_those_who_wait_and_ends_the_process(world: Worl
     assert "disk on fire" in world.hosts[1].exited.reason
 
 
+def test_after_a_failed_commit_nothing_is_written_or_sent_any_more(world: World) -> None:
+    world.cluster()
+    world.holds_commits = True
+    (task,) = world.submit()
+    node, commit = world.hosts[1].node, world.hosts[1].held_commits.pop()
+    node.handle(ev.CommitFailed(commit.seq, "disk on fire"), world.now)
+    node.handle(ev.CancelWanted(99, [task]), world.now)  # In the same turn: it stands on rows that may not be there.
+    assert [type(effect) for effect in node.take_effects(world.now)] == [fx.Reply, fx.Exit]
+    node.handle(ev.Submitted(100, []), world.now)
+    assert node.take_effects(world.now) == []
+
+
 def test_higher_priority_goes_first_and_age_breaks_ties(world: World) -> None:
     world.cluster(offer=offer(1))
     (first,) = world.submit()
