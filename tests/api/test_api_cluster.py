@@ -117,6 +117,16 @@ async def test_a_stream_of_events_listens_before_it_answers(service: FakeService
     assert service.open_streams == 0
 
 
+async def test_a_reader_of_events_leaves_between_two(service: FakeService) -> None:
+    response = await service.response("GET", "/v1/events")
+    assert response.stream is not None
+    await anext(response.stream)
+    service.event_queue.put_nowait(EventView("node.up", NOW_S))
+    await anext(response.stream)
+    await response.stream.aclose()  # type: ignore[attr-defined]
+    assert service.open_streams == 0
+
+
 async def test_a_reader_of_events_leaves(service: FakeService) -> None:
     response = await service.response("GET", "/v1/events")
     assert response.stream is not None

@@ -9,7 +9,10 @@ import pwd
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,17 @@ def test_root_and_the_daemons_own_user_may_do_everything(groups: dict[str, int])
     assert door().admit(FakePeer(0)) == Caller("root", True)
     own = pwd.getpwuid(os.geteuid()).pw_name
     assert door().admit(FakePeer(os.geteuid())) == Caller(own, True)
+
+
+def test_of_a_daemon_without_privileges_root_still_is_an_admin(
+    groups: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+    entrance = door()
+    assert entrance.admit(FakePeer(0)) == Caller("root", True)
+    assert entrance.admit(FakePeer(STRANGER)) == Caller(str(STRANGER), True)
+    with pytest.raises(Forbidden):
+        entrance.admit(FakePeer(STRANGER + 1))
 
 
 @pytest.mark.parametrize(
@@ -281,24 +295,26 @@ def test_paths_that_cannot_be_used(path: Path, make: Callable[[Path], Path], wor
     assert not path.exists() or path.read_text() == "precious"
 
 
-def test_of_two_that_start_at_once_one_listens(path: Path) -> None:
-    """Both find a dead socket; without a lock the second would remove the first one's new one."""
+def test_of_two_that_start_at_once_one_listens(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a lock both would find a dead socket, and the second would remove the first one's new one."""
     open_socket(path, 0o600, "taskd").socket.close()
+    both_look = threading.Barrier(2)
+    look = unix_socket.is_answered
 
-    async def start() -> bool:
-        def attempt() -> bool:
-            try:
-                kept.append(open_socket(path, 0o600, "taskd"))
-            except AlreadyRunning:
-                return False
-            return True
+    def look_together(where: Path) -> bool:
+        with suppress(threading.BrokenBarrierError):
+            both_look.wait(0.1)
+        return look(where)
 
-        return await asyncio.to_thread(attempt)
+    monkeypatch.setattr(unix_socket, "is_answered", look_together)
 
-    async def story() -> list[bool]:
-        return await asyncio.gather(*(start() for _ in range(8)))
+    def start(_: int) -> unix_socket.SocketFile | None:
+        try:
+            return open_socket(path, 0o600, "taskd")
+        except AlreadyRunning:
+            return None
 
-    kept: list[unix_socket.SocketFile] = []
-    assert sorted(asyncio.run(story())) == [False] * 7 + [True]
-    assert is_answered(path)
-    kept[0].socket.close()
+    with ThreadPoolExecutor(2) as pool:
+        (file,) = [file for file in pool.map(start, range(2)) if file is not None]
+    assert look(path)
+    file.socket.close()
