@@ -123,7 +123,7 @@ class Ledger:
         """The open attempt of a task has ended: decide what follows."""
         outcome = Outcome(ended.outcome)
         attempt = task.record.attempts[-1]
-        attempt.started_s = ended.started_s
+        attempt.started_s = ended.started_s or attempt.started_s
         attempt.ended_s = ended.ended_s
         attempt.report = ended.report
         if ended.started_s and outcome is not Outcome.PREEMPTED:
@@ -132,6 +132,8 @@ class Ledger:
             assert task.shape is not None
             task.shape.ran(duration_s)
         if outcome is Outcome.LOST:
+            # Its worker knows from its journal that it had begun, and not when: at this time or later.
+            attempt.started_s = attempt.started_s or attempt.dispatched_s
             self.lose(task, "its worker restarted", "worker_restarted", now_s)
             return
         self._close(task, attempt, outcome)

@@ -15,8 +15,8 @@ def failures(record: Record) -> int:
 
 
 def losses(record: Record) -> int:
-    """Attempts that ended because their worker was gone."""
-    return sum(1 for attempt in record.attempts if attempt.outcome is Outcome.LOST)
+    """Attempts that ran when their worker was lost: what only waited there has not taken it down."""
+    return sum(1 for attempt in record.attempts if attempt.outcome is Outcome.LOST and attempt.started_s)
 
 
 def delay_s(backoff: Backoff, failure_count: int, random: Random) -> float:

@@ -400,6 +400,55 @@ def test_a_task_that_takes_worker_after_worker_down_is_stopped(world: World) -> 
     assert len(world.where(task)) == 3
 
 
+def test_what_only_waited_at_workers_that_went_down_is_not_held_to_have_taken_them_down(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit()
+    world.work = lambda begin: None
+    poison, *others = world.submit(20)
+    while world.state(poison) is not TaskState.FAILED:
+        (running,) = world.hosts[11].running
+        if running.task_id == poison:
+            world.crash(11)
+            world.restart(11)
+        else:
+            world.end(running.task_id)
+    waited = [task for task in others if world.where(task) == []]
+    assert len(waited) > 10
+    assert all(world.outcomes(task)[:3] == [Outcome.LOST] * 3 for task in waited)
+    world.work = lambda begin: Outcome.OK
+    world.end(next(iter(world.hosts[11].running)).task_id)
+    assert all(world.state(task) is TaskState.SUCCEEDED for task in others)
+
+
+def test_when_a_lost_attempt_began_stays_known(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    began_s = world.utc
+    world.run(1)
+    world.crash(11)
+    world.restart(11)
+    assert world.record(task).attempts[0].started_s == began_s
+
+
+def test_an_attempt_whose_beginning_only_the_journal_knows_counts_as_begun(world: World) -> None:
+    world.cluster()
+    world.holds_commits = True
+    (task,) = world.submit()
+    world.commit(1)
+    world.settle()
+    world.cut(1, 11)
+    assert world.where(task) == [11]
+    world.crash(1)
+    world.holds_commits = False
+    world.crash(11)
+    world.restart(1)
+    world.restart(11)
+    world.run(1)
+    assert world.outcomes(task)[0] is Outcome.LOST
+    assert world.record(task).attempts[0].started_s
+
+
 def test_a_restarted_scheduler_goes_on_and_running_tasks_are_not_started_again(world: World) -> None:
     world.cluster(2, offer=offer(2))
     tasks = world.submit(10)
