@@ -42,7 +42,7 @@ from taskd.runner.cgroup import Cgroups, Group, Limits
 from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_for_oom
 from taskd.runner.output import Output
 from taskd.runner.reaper import Reaper
-from taskd.runner.spawn import spawn, spawn_error, working_directory
+from taskd.runner.spawn import Spawner, spawn_error, working_directory
 
 SPAWNS_PER_TURN = 8  # Each stops the event loop for some 0.4 ms; between two lots it can do other things.
 WATCH_S = 0.25  # Between two looks at how much running tasks have written.
@@ -113,6 +113,7 @@ class CommandKind:
         """Get ready to run. Raises OSError."""
         self._loop = asyncio.get_running_loop()
         self._null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._processes = Spawner(self._null_fd)
         self._epoll = select.epoll()
         self._loop.add_reader(self._epoll.fileno(), self._on_exits)
 
@@ -186,7 +187,7 @@ class CommandKind:
         try:
             try:
                 group = self._make_group(key, spec)
-                process = spawn(spec, environment, capture, group, self._null_fd)
+                process = self._processes.spawn(spec, environment, capture, group)
             finally:
                 capture.close_descriptors()
             attempt = _Attempt(key, capture, group, process, started_s)

@@ -15,6 +15,7 @@ import uvloop
 
 from taskd.core.effects import Begin
 from taskd.core.task import OUTPUT_TAIL_BYTES, Outcome, TaskSpec
+from taskd.runner import spawn
 from taskd.runner.base import fence, task_id_text
 from tests.runner.stage import Stage, new_key, own_children
 
@@ -100,6 +101,39 @@ async def test_programs_are_found_by_the_tasks_own_path_and_directory(stage: Sta
     program.chmod(0o755)
     assert (await stage.run("greet", env={"PATH": str(program.parent)})).stdout == "hello\n"
     assert (await stage.run("./greet", cwd=str(program.parent))).stdout == "hello\n"
+
+
+def _install(directory: Path, name: str, words: str) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text(f"#!/bin/sh\necho {words}\n")
+    (directory / name).chmod(0o755)
+
+
+async def test_program_that_moves_is_found_again(stage: Stage, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    _install(second, "greet", "from second")
+    _install(first, "greet", "from first")
+    path = {"PATH": f"{first}:{second}"}
+    assert (await stage.run("greet", env=path)).stdout == "from first\n"
+    (first / "greet").unlink()
+    assert (await stage.run("greet", env=path)).stdout == "from second\n"
+
+
+async def test_program_installed_ahead_is_found_soon(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawn, "REMEMBERED_S", 0.0)
+    first, second = tmp_path / "first", tmp_path / "second"
+    _install(second, "greet", "from second")
+    path = {"PATH": f"{first}:{second}"}
+    assert (await stage.run("greet", env=path)).stdout == "from second\n"
+    _install(first, "greet", "from first")
+    assert (await stage.run("greet", env=path)).stdout == "from first\n"
+
+
+async def test_relative_path_is_relative_to_the_working_directory(stage: Stage, tmp_path: Path) -> None:
+    _install(tmp_path / "bin", "greet", "hello")
+    assert (await stage.run("greet", env={"PATH": "bin:/bin"}, cwd=str(tmp_path))).stdout == "hello\n"
 
 
 async def test_what_cannot_be_started_says_why(stage: Stage, tmp_path: Path) -> None:

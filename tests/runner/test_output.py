@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import fcntl
 import os
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from taskd.protocol.messages import AttemptKey
 from taskd.runner import capture, command
 from taskd.runner.archive import Archive
 from taskd.runner.output import Output
-from tests.runner.stage import WAIT_S, Stage, new_key
+from tests.runner.stage import WAIT_S, Stage, child, new_key, until
 
 HOUR_S = 3600.0
 
@@ -129,6 +130,17 @@ async def test_file_that_somebody_still_holds_serves_nobody_else(output: Output)
     again.close_descriptors()
     assert output.end(again).stdout_tail == b"own words"
     assert output.read(key.task_id, 1, "stdout", 0, 100) == (0, b"own words")
+
+
+async def test_opening_a_file_under_lease_does_no_harm(output: Output) -> None:
+    lent = output.begin(new_key())
+    lent.close_descriptors()
+    file = lent.slot.files["stdout"]
+    fcntl.fcntl(file.read_fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    with child(f": > {file.path}"):
+        await until(lambda: fcntl.fcntl(file.read_fd, fcntl.F_GETLEASE) == fcntl.F_UNLCK)
+        fcntl.fcntl(file.read_fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    output.end(lent)
 
 
 async def test_task_that_cuts_off_its_output_starts_again(stage: Stage, tmp_path: Path) -> None:
