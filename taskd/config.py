@@ -183,7 +183,7 @@ class WorkerSettings(Struct, frozen=True):
         int,
         Whole(1, 1_000_000_000),
         "Calls after which a handler process is replaced, so that small leaks never add up.",
-    ] = 10_000
+    ] = 100_000
     handler_memory_max: Annotated[
         int, Size(0, _PIB), "A handler process above this is replaced after its call. 0: no limit."
     ] = 1 << 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from taskd.core.constraints import matches
 
@@ -14,6 +15,16 @@ NOTHING_OFFERED = Offer(0, {}, {}, ())
 
 # A task that runs longer than this gains nothing from waiting at a worker: the way there takes about a millisecond.
 PREFETCH_TASK_S_MAX = 1.0
+PREFETCHED_MAX = 100_000  # At one worker: it names them all in one Register, which has to fit a frame.
+
+FITS_KEPT = 4096  # Shapes for which a worker remembers what they are to it.
+
+
+class _Fit(NamedTuple):
+    """What a shape is to a worker: whether it could run it, and what one task of it takes there."""
+
+    could: bool
+    amounts: tuple[tuple[str, int], ...]
 
 
 class Worker:
@@ -31,52 +42,60 @@ class Worker:
         self.used: dict[str, int] = {}
         self.runs_sent = 0  # Run messages since it registered
         self.seen_s = 0.0  # UTC, when it was last here
-        self._could: dict[int, tuple[Shape, bool]] = {}
+        self._fits: dict[Shape, _Fit] = {}
 
     def takes(self, offer: Offer) -> None:
-        """Learn what it offers, newly or changed."""
+        """Learn what it offers, newly or changed. What it has is counted anew: shares may be others now."""
         self.offer = offer
         self.types = frozenset(offer.types) | {handler.type for handler in offer.handlers}
-        self._could.clear()
+        self._fits.clear()
+        self.used.clear()
+        for task in self.assigned.values():
+            assert task.shape is not None
+            self._count(task.shape, 1)
 
     def could_run(self, shape: Shape) -> bool:
         """Whether it could run tasks of this shape when idle."""
-        known = self._could.get(id(shape))
-        if known is not None and known[0] is shape:
-            return known[1]
-        verdict = (
+        return self._fit(shape).could
+
+    def _fit(self, shape: Shape) -> _Fit:
+        fit = self._fits.get(shape)
+        if fit is None:
+            if len(self._fits) >= FITS_KEPT:
+                self._fits.clear()
+            fit = self._fits[shape] = self._ask(shape)
+        return fit
+
+    def _ask(self, shape: Shape) -> _Fit:
+        capacity, needs = self.offer.capacity, shape.needs
+        could = (
             shape.type in self.types
             and self.offer.slots > 0
-            and all(self.offer.capacity.get(name, 0) >= amount for name, amount in shape.needs.items())
+            and all(capacity.get(name, 0) >= amount for name, amount in needs.items())
             and all(matches(constraint, self.offer.labels) for constraint in shape.constraints)
         )
-        if len(self._could) > 4096:
-            self._could.clear()
-        self._could[id(shape)] = (shape, verdict)
-        return verdict
+        # A task that asks for no cpus is counted with one slot's part of them.
+        share = {} if "cpus" in needs else {"cpus": capacity.get("cpus", 0) // max(self.offer.slots, 1)}
+        return _Fit(could, tuple((name, amount) for name, amount in {**needs, **share}.items() if amount))
 
     @property
     def may_take(self) -> bool:
         """Whether it may be given tasks at all."""
         return self.is_here and self.drain_reason is None
 
-    def has_room(self, shape: Shape, prefetch_s: float, prefetch_max: int) -> bool:
-        """Whether it may be given one more task of this shape now: to run, or to wait there for a moment."""
-        count, slots = len(self.assigned), self.offer.slots
-        if count < slots and self._fits(shape):
-            return True
-        return count < slots + self._prefetch(shape, prefetch_s, prefetch_max)
+    def load_with(self, shape: Shape) -> float:
+        """How full it would be with one more task of this shape, by what it would have least of: slots, or anything
+        that the task needs. Above 1 the task would have to wait there."""
+        offer, used = self.offer, self.used
+        load = (len(self.assigned) + 1) / offer.slots
+        for name, amount in self._fit(shape).amounts:
+            load = max(load, (used.get(name, 0) + amount) / offer.capacity[name])
+        return load
 
-    def _fits(self, shape: Shape) -> bool:
-        used, capacity = self.used, self.offer.capacity
-        share = 0 if "cpus" in shape.needs else self._share()
-        if share and used.get("cpus", 0) + share > capacity.get("cpus", 0):
-            return False
-        return all(used.get(name, 0) + amount <= capacity.get(name, 0) for name, amount in shape.needs.items())
-
-    def _share(self) -> int:
-        """What a task that asks for no cpus is counted with: one slot's part of them."""
-        return self.offer.capacity.get("cpus", 0) // max(self.offer.slots, 1)
+    def has_room(self, shape: Shape, load: float, prefetch_s: float, prefetch_max: int) -> bool:
+        """Whether it may be given one more task of this shape, with which its load would be `load`: to begin at once,
+        or to wait there for a moment."""
+        return load <= 1 or len(self.assigned) < self.offer.slots + self._prefetch(shape, prefetch_s, prefetch_max)
 
     def _prefetch(self, shape: Shape, prefetch_s: float, prefetch_max: int) -> int:
         """How many tasks may wait at the worker: about `prefetch_s` of its work, so that results on their way to the
@@ -84,35 +103,24 @@ class Worker:
         mean_s = shape.mean_s
         if mean_s is None or mean_s > PREFETCH_TASK_S_MAX:
             return 0
-        per_slot = int(prefetch_s / mean_s) if mean_s * prefetch_max > prefetch_s else prefetch_max
-        return self.offer.slots * max(per_slot, 1)
+        per_slot = max(int(prefetch_s / mean_s), 1) if mean_s * prefetch_max > prefetch_s else prefetch_max
+        return min(self.offer.slots * per_slot, PREFETCHED_MAX)
 
     def give(self, task: Task, shape: Shape) -> None:
         """Count an attempt as given to it."""
         self.assigned[task.id] = task
-        for name, amount in self._amounts(shape):
-            self.used[name] = self.used.get(name, 0) + amount
+        self._count(shape, 1)
 
     def release(self, task: Task) -> None:
         """Count an attempt as gone from it."""
-        if self.assigned.pop(task.id, None) is None:
-            return
-        assert task.shape is not None
-        if not self.assigned:
-            self.used.clear()  # Offers may have changed since: an idle worker uses nothing.
-            return
-        for name, amount in self._amounts(task.shape):
-            self.used[name] = max(0, self.used.get(name, 0) - amount)
+        if self.assigned.pop(task.id, None) is not None:
+            assert task.shape is not None
+            self._count(task.shape, -1)
 
-    def _amounts(self, shape: Shape) -> Iterator[tuple[str, int]]:
-        yield from shape.needs.items()
-        if "cpus" not in shape.needs:
-            yield "cpus", self._share()
-
-    @property
-    def load(self) -> float:
-        """Attempts given per slot."""
-        return len(self.assigned) / max(self.offer.slots, 1)
+    def _count(self, shape: Shape, sign: int) -> None:
+        used = self.used
+        for name, amount in self._fit(shape).amounts:
+            used[name] = used.get(name, 0) + sign * amount
 
 
 class Roster:

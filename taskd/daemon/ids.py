@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+from random import Random, SystemRandom
 from uuid import UUID
 
 NO_ID = bytes(16)  # Below every id.
@@ -13,6 +13,8 @@ class IdSource:
     """Makes ids in strictly increasing order."""
 
     def __init__(self) -> None:
+        # Ids have to differ, not to be secret: the system is asked for randomness once.
+        self._random = Random(SystemRandom().getrandbits(256))  # noqa: S311
         self._last_ms = 0
         self._counter = 0
 
@@ -21,13 +23,13 @@ class IdSource:
         now_ms = int(now_s * 1000)
         if now_ms > self._last_ms:
             self._last_ms = now_ms
-            self._counter = secrets.randbits(_COUNTER_BITS - 1)  # The top bit is left free to count into.
+            self._counter = self._random.getrandbits(_COUNTER_BITS - 1)  # The top bit is left free to count into.
         else:
             self._counter += 1
         counter = self._counter
         # 48 bits of time, version 7, 12 bits, variant 2, 30 bits of the counter, and 32 random ones.
         high = self._last_ms << 16 | 0x7000 | counter >> 30
-        low = 0b10 << 62 | (counter & 0x3FFF_FFFF) << 32 | secrets.randbits(32)
+        low = 0b10 << 62 | (counter & 0x3FFF_FFFF) << 32 | self._random.getrandbits(32)
         return high.to_bytes(8, "big") + low.to_bytes(8, "big")
 
 

@@ -177,7 +177,10 @@ class Daemon:
         discovery = self._discovery(info, key, mesh)
         if discovery is not None:
             running.append(group.create_task(discovery.run()))
-        api = await serve(service, Path(place.path), config.api.socket_mode, config.api.socket_group)
+        api = await serve(
+            service, Path(place.path), config.api.socket_mode, config.api.socket_group,
+            body_bytes_max=config.api.body_bytes_max,
+        )  # fmt: skip
         stack.push_async_callback(api.close)
         log("info", "started", node=info.node_id, name=name, roles=",".join(roles), socket=place.path, version=VERSION)
         running.append(group.create_task(self._keep_manager_informed(service)))
@@ -278,8 +281,8 @@ class Daemon:
             except TaskdError as error:
                 log("error", "the configuration is not valid; the old one stays", reason=error.message)
             else:
+                # Against what the process was started with: a key that waits for a restart goes on waiting.
                 reloaded, waiting = changes(self._config, config)
-                self._config = config
                 logs.set_level(config.node.log_level)
                 if shell.node.scheduler is not None:
                     shell.tell(ev.SettingsChanged(_scheduler_settings(config)))
