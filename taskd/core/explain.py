@@ -102,10 +102,10 @@ def _fit(worker: Worker, shape: Shape) -> Fit:
         why = "is drained" + (f": {worker.drain_reason}" if worker.drain_reason else "")
     elif len(worker.assigned) >= offer.slots:
         why = f"all {offer.slots} slots are busy"
-    elif not worker.has_room(shape, 0.0, 0):
+    elif worker.load_with(shape) > 1:
         taken = [
             name for name, amount in shape.needs.items() if worker.used.get(name, 0) + amount > offer.capacity[name]
-        ] or ["cpus"]
+        ] or ["cpus"]  # One slot's share of them, which a task takes that asks for none.
         why = ", ".join(
             f"{_amount(name, max(0, offer.capacity.get(name, 0) - worker.used.get(name, 0)))} of {name} is free"
             for name in taken

@@ -1,6 +1,7 @@
 """Which worker gets which task: a plain function over the ready queue and the roster.
 
-The best task by priority and age goes first; it goes to the worker with the least load among those that have room.
+The best task by priority and age goes first; it goes to the worker that would be least loaded with it, by whatever is
+scarcest there, so that it waits nowhere while another worker could begin it.
 A task that fits nowhere now does not hold back those of other shapes.
 """
 
@@ -30,9 +31,10 @@ def place(
         _, number, shape = heads[0]
         options = candidates.get(number)
         if options is None:
-            options = [(worker.load, worker.node_id, worker) for worker in open_workers if worker.could_run(shape)]
+            options = candidates[number] = [
+                (worker.load_with(shape), worker.node_id, worker) for worker in open_workers if worker.could_run(shape)
+            ]
             heapify(options)
-            candidates[number] = options
         worker = _least_loaded(options, shape, prefetch_s, prefetch_max)
         if worker is None:
             heappop(heads)
@@ -52,11 +54,12 @@ def _least_loaded(
 ) -> Worker | None:
     """The worker of least load that has room. Loads in the heap may be out of date: only ever too low."""
     while options:
-        load, node_id, worker = options[0]
-        if not worker.has_room(shape, prefetch_s, prefetch_max):
-            heappop(options)  # Room only shrinks while placing.
-        elif worker.load > load:
-            heapreplace(options, (worker.load, node_id, worker))
-        else:
+        known, node_id, worker = options[0]
+        load = worker.load_with(shape)
+        if load > known:
+            heapreplace(options, (load, node_id, worker))
+        elif worker.has_room(shape, load, prefetch_s, prefetch_max):
             return worker
+        else:
+            heappop(options)  # Room only shrinks while placing.
     return None

@@ -343,26 +343,28 @@ class Scheduler:
         self.outbox.then(Send(worker.node_id, msg.Run(term, tuple(batch))))
 
     def _balance(self) -> None:
-        """With nothing queued, work that waits at one worker while another idles is taken back."""
+        """With nothing queued, work that waits at one worker while another could begin it is taken back."""
         here = [worker for worker in self.roster if worker.may_take]
-        idle_slots = sum(max(0, worker.offer.slots - len(worker.assigned)) for worker in here)
-        if not idle_slots:
-            return
+        idle = [worker for worker in here if len(worker.assigned) < worker.offer.slots]
+        idle_slots = sum(worker.offer.slots - len(worker.assigned) for worker in idle)
         for worker in here:
             excess = len(worker.assigned) - worker.offer.slots
-            if excess <= 0:
+            if excess <= 0 or idle_slots <= 0:
                 continue
-            waiting = [
-                task
-                for task in list(worker.assigned.values())[-excess:]
-                if task.state is TaskState.ASSIGNED
-                and task.shape is not None
-                and (task.shape.mean_s or 0.0) >= RECALL_TASK_S_MIN
-                and not task.is_recalled
-                and any(other is not worker and other.could_run(task.shape) for other in here)
-            ][-idle_slots:]
+            last = list(worker.assigned.values())[-excess:]
+            waiting = [task for task in last if self._is_sooner_elsewhere(task, idle)][-idle_slots:]
             self._recall(worker, waiting)
             idle_slots -= len(waiting)
+
+    def _is_sooner_elsewhere(self, task: Task, idle: list[Worker]) -> bool:
+        shape = task.shape
+        assert shape is not None
+        return (
+            task.state is TaskState.ASSIGNED
+            and not task.is_recalled
+            and (shape.mean_s or 0.0) >= RECALL_TASK_S_MIN
+            and any(worker.could_run(shape) and worker.load_with(shape) <= 1 for worker in idle)
+        )
 
     def _recall(self, worker: Worker, tasks: list[Task]) -> None:
         term = self.election.leading

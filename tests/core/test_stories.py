@@ -546,6 +546,43 @@ def test_work_that_waits_at_one_worker_goes_to_another_that_idles(world: World) 
     assert world.where(tasks[1]) == [12]
 
 
+def test_waiting_work_is_not_taken_back_for_a_worker_that_cannot_run_it(world: World) -> None:
+    world.cluster(2, offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit()
+    next(iter(world.scheduler.ledger.queue._shapes.values())).mean_s = 0.04
+    world.work = lambda begin: None
+    tasks = world.submit(4)
+    world.add(13, "worker", offer=msg.Offer(2, {}, {}, ("http",)))
+    assert [len(world.scheduler.roster.get(node_id).assigned) for node_id in (11, 12, 13)] == [2, 2, 0]
+    assert all(len(world.record(task).attempts) == 1 for task in tasks)
+
+
+def test_a_task_goes_where_it_can_begin_and_not_where_it_would_wait(world: World) -> None:
+    world.cluster(0)
+    world.add(11, "worker", offer=offer(8, gpus=1))
+    world.work = lambda begin: Outcome.OK
+    world.submit(resources={"gpus": 1000})
+    world.work = lambda begin: None
+    (first,) = world.submit(resources={"gpus": 1000})
+    world.add(12, "worker", offer=offer(2, gpus=1))
+    world.submit()
+    (second,) = world.submit(resources={"gpus": 1000})
+    assert world.where(first) == [11]
+    assert world.where(second) == [12]
+
+
+def test_what_a_worker_uses_is_counted_anew_when_it_offers_something_else(world: World) -> None:
+    world.cluster(offer=offer(4))
+    first, *_ = world.submit(4)
+    world.post(11, ev.OfferChanged(msg.Offer(4, {"cpus": 8000}, {}, ("command",))))
+    world.settle()
+    worker = world.scheduler.roster.get(11)
+    assert worker.used["cpus"] == 8000
+    world.end(first)
+    assert worker.used["cpus"] == 6000
+
+
 def test_an_attempt_the_worker_never_heard_of_is_found_by_the_inventory(world: World) -> None:
     world.cluster(offer=offer(1))
     (task,) = world.submit()
