@@ -132,8 +132,8 @@ class Connection(asyncio.Protocol):
         else:
             settings = self._settings
             self.session = Session(
-                settings.node, settings.cluster, node_id, roles, monotonic(), time.time, settings.heartbeat_s,
-                settings.peer_timeout_s,
+                settings.node, settings.cluster, node_id, roles, now=monotonic(), utc=time.time,
+                heartbeat_s=settings.heartbeat_s, timeout_s=settings.peer_timeout_s,
             )  # fmt: skip
             early, self._early = bytes(self._early), bytearray()
             self._receive(early)

@@ -36,6 +36,7 @@ class Session:
         cluster: str,
         certified_id: int,
         certified_roles: tuple[Role, ...],
+        *,
         now: float,
         utc: Callable[[], float],
         heartbeat_s: float = 0.5,
@@ -86,6 +87,8 @@ class Session:
         return received
 
     def _greet(self, message: Message, now: float) -> None:
+        if isinstance(message, Goodbye):
+            raise Refused(f"does not take us in: {message.reason}")
         if not isinstance(message, Hello):
             raise ProtocolError(f"the first message must be Hello, not {type(message).__name__}")
         node = message.node

@@ -1,0 +1,82 @@
+"""Messages of every kind, for hypothesis."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from taskd.protocol import messages as msg
+
+unsigned = st.integers(0, (1 << 63) - 1)
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+ids = st.binary(min_size=16, max_size=16)
+times = st.floats(allow_nan=False)
+bodies = st.binary(max_size=3000)
+
+terms = st.builds(msg.Term, unsigned, unsigned, unsigned)
+keys = st.builds(msg.AttemptKey, ids, unsigned, terms, unsigned)
+many_keys = st.lists(keys, max_size=5).map(tuple)
+roles = st.sampled_from([("scheduler",), ("worker",), ("scheduler", "worker")])
+nodes = st.builds(msg.NodeInfo, unsigned, names, roles, ids, unsigned, names)
+handlers = st.builds(msg.HandlerInfo, names, bodies, names, names)
+amounts = st.dictionaries(names, unsigned, max_size=4)
+offers = st.builds(
+    msg.Offer, unsigned, amounts, st.dictionaries(names, names, max_size=4), st.lists(names, max_size=3).map(tuple),
+    st.lists(handlers, max_size=3).map(tuple),
+)  # fmt: skip
+assignments = st.builds(msg.Assignment, keys, bodies)
+started = st.builds(msg.AttemptStarted, keys, times)
+ended = st.builds(msg.AttemptEnded, keys, st.integers(0, 255), times, times, bodies)
+
+BY_KIND: dict[type[msg.Message], st.SearchStrategy[msg.Message]] = {
+    msg.Hello: st.builds(msg.Hello, unsigned, names, nodes),
+    msg.Ping: st.builds(msg.Ping, unsigned, times),
+    msg.Pong: st.builds(msg.Pong, unsigned, times),
+    msg.Goodbye: st.builds(msg.Goodbye, names),
+    msg.Request: st.builds(
+        msg.Request, unsigned, names, st.booleans(), st.sampled_from(["GET", "POST"]), names, bodies, st.booleans()
+    ),
+    msg.RequestPart: st.builds(msg.RequestPart, unsigned, bodies, st.booleans()),
+    msg.Response: st.builds(msg.Response, unsigned, st.integers(100, 599), names, bodies, st.booleans()),
+    msg.ResponsePart: st.builds(msg.ResponsePart, unsigned, bodies, st.booleans()),
+    msg.Abandon: st.builds(msg.Abandon, unsigned, st.booleans()),
+    msg.Leading: st.builds(msg.Leading, st.none() | terms),
+    msg.Register: st.builds(msg.Register, offers, many_keys, many_keys, st.none() | terms),
+    msg.Inventory: st.builds(msg.Inventory, unsigned, many_keys),
+    msg.Started: st.builds(msg.Started, st.lists(started, max_size=4).map(tuple)),
+    msg.Finished: st.builds(msg.Finished, st.lists(ended, max_size=4).map(tuple)),
+    msg.Returned: st.builds(msg.Returned, many_keys),
+    msg.Offering: st.builds(msg.Offering, offers),
+    msg.Registered: st.builds(msg.Registered, terms),
+    msg.Run: st.builds(msg.Run, terms, st.lists(assignments, max_size=4).map(tuple)),
+    msg.Cancel: st.builds(msg.Cancel, terms, many_keys),
+    msg.Recall: st.builds(msg.Recall, terms, many_keys),
+    msg.Acknowledged: st.builds(msg.Acknowledged, terms, many_keys),
+}
+messages = st.one_of(list(BY_KIND.values()))
+
+_TERM = msg.Term(3, 17, 99)
+_KEYS = (msg.AttemptKey(bytes(16), 1, _TERM, 5),)
+_OFFER = msg.Offer(2, {"cpus": 2000}, {"os": "linux"}, ("command",))
+ONE_OF_EACH: tuple[msg.Message, ...] = (
+    msg.Hello(1, "default", msg.NodeInfo(7, "seven", ("worker",), bytes(16), 1, "1.0")),
+    msg.Ping(1, 2.0),
+    msg.Pong(1, 2.0),
+    msg.Goodbye("bye"),
+    msg.Request(1, "root", True, "GET", "/v1/tasks", b"", True),
+    msg.RequestPart(1, b"", True),
+    msg.Response(1, 200, "application/json", b"{}", True),
+    msg.ResponsePart(1, b"", True),
+    msg.Abandon(1, True),
+    msg.Leading(_TERM),
+    msg.Register(_OFFER, _KEYS, (), None),
+    msg.Inventory(1, _KEYS),
+    msg.Started((msg.AttemptStarted(_KEYS[0], 1.0),)),
+    msg.Finished((msg.AttemptEnded(_KEYS[0], 0, 1.0, 2.0),)),
+    msg.Returned(_KEYS),
+    msg.Offering(_OFFER),
+    msg.Registered(_TERM),
+    msg.Run(_TERM, (msg.Assignment(_KEYS[0], b""),)),
+    msg.Cancel(_TERM, _KEYS),
+    msg.Recall(_TERM, _KEYS),
+    msg.Acknowledged(_TERM, _KEYS),
+)
