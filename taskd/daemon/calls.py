@@ -256,7 +256,7 @@ class Calls:
                         part = chunk[start : start + msg.CHUNK_BYTES_MAX]
                         await self.mesh.drained(node_id)
                         self.mesh.send(node_id, msg.ResponsePart(call, part, False))
-        except TaskdError:
+        except (TaskdError, OSError):
             self.mesh.send(node_id, msg.Abandon(call, False))
         else:
             self.mesh.send(node_id, msg.ResponsePart(call, b"", True))

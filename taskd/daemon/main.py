@@ -251,6 +251,7 @@ class Daemon:
             except TimeoutError:
                 log("error", "tasks would not end in time")
                 return 1
+        shell.hub.close()  # Whoever waits for tasks gets an answer before the socket closes.
         status, reason = shell.exited.result()
         log("error" if status else "info", "stopped", reason=reason)
         return status
