@@ -31,7 +31,7 @@ HANDLERS = {"TASKD_WORKER_HANDLERS": "bench_handlers", "TASKD_WORKER_HANDLER_PAT
 
 
 class Client:
-    """One kept connection to a daemon's socket, as lean as a client can be, so that the daemons are what is measured."""
+    """One kept connection to a daemon's socket, as lean as can be, so that the daemons are what is measured."""
 
     def __init__(self, path: Path) -> None:
         self._connection: http.client.HTTPConnection = UnixConnection(path, 120)

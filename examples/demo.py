@@ -173,7 +173,7 @@ def work(demo: Demo, client: Client, url: str) -> Checked:
             if not is_killed and progress.tasks[0].completed > len(handles) / 3:
                 is_killed = True
                 demo.kill(VICTIM)
-                progress.console.print(f"[bold red]kill -9 {VICTIM}[/]: what it ran goes to the others after 5 seconds.")
+                progress.console.print(f"[bold red]kill -9 {VICTIM}[/]: after 5 s the others get what it ran.")
             assert handle.known_result is not None
 
     checked = Checked()
@@ -213,12 +213,13 @@ def main() -> int:
     begun = time.monotonic()
     try:
         console.rule("[bold]taskd: a cluster on one machine")
-        for name, role in (("scheduler", "scheduler"), ("worker-1", "worker"), (VICTIM, "worker"), ("worker-3", "worker")):
-            demo.start(name, role)
+        demo.start("scheduler", "scheduler")
+        for name in ("worker-1", VICTIM, "worker-3"):
+            demo.start(name, "worker")
         with microservice() as url, Client(demo.socket) as client:
             until(lambda: client.cluster().workers == 3, "three workers to find the scheduler")
             seconds = time.monotonic() - begun
-            console.print(f"One scheduler and three workers have found each other by mDNS, {seconds:.1f} s after start.")
+            console.print(f"One scheduler and three workers found each other by mDNS, {seconds:.1f} s after start.")
             checked = work(demo, client, url)
     except BaseException:
         console.print(demo.logs(), style="dim", markup=False, highlight=False)

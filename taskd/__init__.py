@@ -8,12 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from taskd.version import VERSION as __version__
+from taskd.version import VERSION
 
 if TYPE_CHECKING:
     from taskd.client import AsyncClient, Client
     from taskd.handler import TaskHandler, current, task
 
+__version__ = VERSION
 __all__ = ["AsyncClient", "Client", "TaskHandler", "__version__", "current", "task"]
 
 _HOMES = {

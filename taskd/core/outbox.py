@@ -81,7 +81,8 @@ class Outbox:
 
     def committed(self, seq: int) -> list[Effect]:
         """The commit in flight is durable: what waited for it."""
-        assert self._in_flight is not None and seq == self._seq, (seq, self._seq)
+        assert self._in_flight is not None
+        assert seq == self._seq, (seq, self._seq)
         effects, self._in_flight = self._in_flight, None
         self._in_flight_ids = frozenset()
         return effects
@@ -124,4 +125,5 @@ def _change(task: Task) -> Change:
         return Change(task.id, task.state, task.changed_s, 0, 0, b"", task.record.reason)
     last = attempts[-1]
     report = last.report if task.finished_s else b""
-    return Change(task.id, task.state, task.changed_s, last.number, last.worker, report, task.record.reason or last.reason)
+    reason = task.record.reason or last.reason
+    return Change(task.id, task.state, task.changed_s, last.number, last.worker, report, reason)

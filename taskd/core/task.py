@@ -94,7 +94,7 @@ class HttpCall(Struct, frozen=True, omit_defaults=True):
 
 
 class Backoff(Struct, frozen=True, omit_defaults=True):
-    """The wait before attempt n + 1: initial_s x factor^(n-1), at most max_s, give or take `jitter` (0..1) of itself."""
+    """The wait before attempt n + 1: initial_s x factor^(n-1), at most max_s, give or take `jitter` (0..1) of it."""
 
     initial_s: float = 1.0
     factor: float = 2.0
@@ -143,7 +143,7 @@ class ErrorInfo(Struct, frozen=True, omit_defaults=True):
 
 
 class Report(Struct, frozen=True, omit_defaults=True):
-    """What an attempt left behind. Text of commands is raw bytes; tails are the last OUTPUT_TAIL_BYTES of each stream."""
+    """What an attempt left behind. Output is raw bytes; tails are the last OUTPUT_TAIL_BYTES of each stream."""
 
     exit_code: int | None = None
     signal: int | None = None
@@ -191,7 +191,7 @@ class Record(Struct, array_like=True):
 
 
 class TaskRow(Struct, array_like=True, frozen=True, gc=False):
-    """A task as it is stored and streamed. The plain columns are for listing; the whole truth is `spec` and `record`."""
+    """A task as it is stored and streamed. Plain columns are for listing; the whole truth is `spec` and `record`."""
 
     id: bytes
     state: int

@@ -18,7 +18,6 @@ PARTS_WAITING_MAX = 64  # Of an answer that its reader takes slower than it come
 FIRST_PART_TIMEOUT_S = 120.0  # Longer than any `wait`: the asker's own time-outs come first.
 
 
-
 @asynccontextmanager
 async def closing(stream: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
     """Let go of a stream's source as soon as its reader stops, also where it stops early."""
@@ -88,9 +87,7 @@ class Calls:
             if first.last:
                 return ApiResponse(first.status, first.content_type, first.body)
             is_streaming = True
-            return ApiResponse(
-                first.status, first.content_type, stream=self._stream(node_id, call, asked, first.body)
-            )
+            return ApiResponse(first.status, first.content_type, stream=self._stream(node_id, call, asked, first.body))
         except TimeoutError:
             self.mesh.send(node_id, msg.Abandon(call, True))
             raise Unavailable(f"node {node_id} did not answer") from None
@@ -240,9 +237,7 @@ class Calls:
         assert self.mesh is not None
         if response.stream is None:
             first, rest = response.body[: msg.CHUNK_BYTES_MAX], response.body[msg.CHUNK_BYTES_MAX :]
-            self.mesh.send(
-                node_id, msg.Response(call, response.status, response.content_type, first, not rest)
-            )
+            self.mesh.send(node_id, msg.Response(call, response.status, response.content_type, first, not rest))
             while rest:
                 await self.mesh.drained(node_id)
                 part, rest = rest[: msg.CHUNK_BYTES_MAX], rest[msg.CHUNK_BYTES_MAX :]

@@ -42,7 +42,7 @@ from taskd.net.discovery import Discovery
 from taskd.net.mesh import Mesh
 from taskd.net.security import SchedulerKey, WorkerKey, load_key
 from taskd.protocol.messages import NodeInfo, Role
-from taskd.store.base import Query
+from taskd.store.base import Query, Store
 from taskd.store.journal import Journal
 from taskd.store.sqlite import SQLiteStore
 from taskd.version import VERSION
@@ -131,25 +131,15 @@ class Daemon:
         name = config.node.name or socket.gethostname()
         info = NodeInfo(identity.node_id, name, roles, store_id, secrets.randbits(63), VERSION)
 
-        hub = Hub()
-        stack.callback(hub.close)
-        shell_box: list[Shell] = []
         work: Work | None = None
         journal: Journal | None = None
         if "worker" in roles:
             directory = state.of("worker")
             journal = Journal.open(directory / "journal")
             stack.callback(journal.close)
-            work = Work(
-                directory, store_id, place.path, config.worker, lambda begun, ended: shell_box[0].progressed(begun, ended)
-            )
+            work = Work(directory, store_id, place.path, config.worker)
             await work.open(stack)
-        settings = _scheduler_settings(config) if store is not None else None
-        offer = work.offer(config.worker) if work is not None else None
-        shell = Shell(Node(info, Random(), settings, offer), hub, store, journal)  # noqa: S311  # jitter, no secret
-        shell_box.append(shell)
-        stack.callback(shell.close)
-        shell.runner = work.runner if work is not None else None
+        shell = self._shell(stack, info, store, journal, work)
 
         group = await stack.enter_async_context(asyncio.TaskGroup())
         running: list[asyncio.Task[None]] = []
@@ -188,6 +178,20 @@ class Daemon:
         return await self._until_stopped(shell)
 
     # -- The pieces ----------------------------------------------------------------------------------------------------
+
+    def _shell(
+        self, stack: AsyncExitStack, info: NodeInfo, store: Store | None, journal: Journal | None, work: Work | None
+    ) -> Shell:
+        settings = _scheduler_settings(self._config) if store is not None else None
+        offer = work.offer(self._config.worker) if work is not None else None
+        hub = Hub()
+        stack.callback(hub.close)
+        shell = Shell(Node(info, Random(), settings, offer), hub, store, journal)  # noqa: S311  # jitter, no secret
+        stack.callback(shell.close)
+        if work is not None:
+            shell.runner = work.runner
+            work.on_progress = shell.progressed
+        return shell
 
     def _mesh(self, info: NodeInfo, key: SchedulerKey | WorkerKey, shell: Shell, calls: Calls) -> Mesh:
         network = self._config.network

@@ -1,4 +1,4 @@
-"""The daemon as the API sees it: wishes become events of the node, views are read from its state, history from the store."""
+"""The daemon as the API sees it: wishes become events of the node; views are its state, history is the store's."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class DaemonService:
         if min(ids) <= self._newest_id:
             known = self._store.existing(ids)
             tasks = [task for task in tasks if task.id not in known]
-        self._newest_id = max(self._newest_id, max(ids))
+        self._newest_id = max(self._newest_id, *ids)
         if tasks:
             known |= set(await self._shell.ask(lambda call: ev.Submitted(call, tasks)))
         return known

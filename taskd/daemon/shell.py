@@ -178,7 +178,7 @@ class Shell:
         try:
             self.journal.append(effect)
         except (OSError, StoreError) as error:
-            # Outcomes are still in memory and on their way to the leader; only a crash right now would cost a second run.
+            # Outcomes are in memory and on their way to the leader; only a crash right now would cost a second run.
             log("error", "the journal cannot be written", reason=str(error))
         if effect.ended and self._unsynced_since is None:
             self._unsynced_since = monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 from taskd.config import WorkerSettings
 from taskd.daemon.capacity import offer
 from taskd.daemon.logs import log
-from taskd.protocol.messages import Offer
+from taskd.protocol.messages import AttemptEnded, AttemptStarted, Offer
 from taskd.runner.base import OnProgress, Place
 from taskd.runner.cgroup import Cgroups, delegated
 from taskd.runner.command import CommandKind
@@ -27,9 +27,8 @@ SWEEP_S = 600.0  # Output is removed by age in days: minutes do not matter.
 class Work:
     """The runners of one worker, the outputs they keep, and the offer that follows from them."""
 
-    def __init__(
-        self, directory: Path, store_id: bytes, socket: str, settings: WorkerSettings, on_progress: OnProgress
-    ) -> None:
+    def __init__(self, directory: Path, store_id: bytes, socket: str, settings: WorkerSettings) -> None:
+        self.on_progress: OnProgress | None = None  # set before the first attempt is started
         self._settings = settings
         place = Place(directory, socket, store_id.hex())
         self.output = Output(directory, settings.output_stream_bytes_max)
@@ -41,7 +40,7 @@ class Work:
         slots = offer(settings, ()).slots
         self._pool = HandlerPool(
             place,
-            on_progress,
+            self._progressed,
             reaper,
             processes=settings.handler_processes or slots,
             modules=settings.handlers,
@@ -49,8 +48,12 @@ class Work:
             calls_max=settings.handler_calls_max,
             memory_max=settings.handler_memory_max,
         )
-        command = CommandKind(place, on_progress, self.output, reaper, cgroups=cgroups)
-        self.runner = Runner(self.output, reaper, command, HttpKind(on_progress), self._pool)
+        command = CommandKind(place, self._progressed, self.output, reaper, cgroups=cgroups)
+        self.runner = Runner(self.output, reaper, command, HttpKind(self._progressed), self._pool)
+
+    def _progressed(self, started: list[AttemptStarted], ended: list[AttemptEnded]) -> None:
+        assert self.on_progress is not None
+        self.on_progress(started, ended)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Get ready; closed by the stack."""

@@ -142,7 +142,7 @@ LOOPBACK = {"TASKD_NETWORK_INTERFACES": "127.0.0.1", "TASKD_NETWORK_LISTEN": "12
 
 
 class Cluster:
-    """Daemons that share a key, below one directory. They stay on the loopback interface unless `env` says otherwise."""
+    """Daemons that share a key, below one directory. They stay on the loopback interface unless `env` says more."""
 
     def __init__(self, directory: Path) -> None:
         self.env = LOOPBACK
@@ -152,7 +152,8 @@ class Cluster:
 
     def add(self, name: str, role: str, *options: str, env: dict[str, str] | None = None) -> Daemon:
         """A daemon that is not started yet."""
-        daemon = Daemon(self.directory / name, self.key, role, "--name", name, *options, env={**self.env, **(env or {})})
+        env = {**self.env, **(env or {})}
+        daemon = Daemon(self.directory / name, self.key, role, "--name", name, *options, env=env)
         self.daemons.append(daemon)
         return daemon
 

@@ -94,9 +94,9 @@ def test_strangers_at_the_peer_port_are_refused_once_and_disturb_nobody(fresh: C
     stranger_key.parent.mkdir()
     other = Daemon(fresh.directory / "other-head", stranger_key, "scheduler", env=ALONE)
     other.start()
-    stranger = Daemon(
-        fresh.directory / "stranger", stranger_key, "worker", *worker_options, env=ALONE
-    ).start(wait=False)
+    stranger = Daemon(fresh.directory / "stranger", stranger_key, "worker", *worker_options, env=ALONE).start(
+        wait=False
+    )
     try:
         eventually(lambda: count(head, "refused") >= 3)
         eventually(lambda: stranger.log.exists() and count(stranger, "refused"))
@@ -129,9 +129,7 @@ def test_a_worker_with_a_worker_key_alone(fresh: Cluster) -> None:
     import_ = [sys.executable, "-m", "taskd", "key", "import", "--key-file", str(key)]
     subprocess.run(import_, input=text, check=True, capture_output=True, text=True)
     assert os.stat(key).st_mode & 0o077 == 0
-    worker = Daemon(
-        fresh.directory / "worker", key, "worker", "--join", f"127.0.0.1:{port}", env=ALONE
-    ).start()
+    worker = Daemon(fresh.directory / "worker", key, "worker", "--join", f"127.0.0.1:{port}", env=ALONE).start()
     fresh.daemons.append(worker)
     fresh.wait_for_workers(1)
     scheduler = Daemon(fresh.directory / "bad", key, "scheduler", env=ALONE).start(wait=False)
