@@ -149,16 +149,6 @@ class Ledger:
         else:
             self._failed(task, outcome, now_s)
 
-    def give_back(self, task: Task, now_s: float) -> None:
-        """The open attempt never began and never will: the task goes back to its place in the queue."""
-        attempt = task.record.attempts[-1]
-        attempt.ended_s = now_s
-        self._close(task, attempt, Outcome.PREEMPTED)
-        if task.record.cancel_wanted:
-            self._finish(task, TaskState.CANCELLED, now_s)
-        else:
-            self._requeue(task, now_s)
-
     def lose(self, task: Task, reason: str, cause: str, now_s: float) -> None:
         """The open attempt is lost with its worker: again, unless the task must not or has done so too often."""
         attempt = task.record.attempts[-1]

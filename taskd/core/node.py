@@ -64,7 +64,6 @@ class Node:
                 msg.Inventory: scheduler.on_inventory,
                 msg.Started: scheduler.on_started,
                 msg.Finished: scheduler.on_finished,
-                msg.Returned: scheduler.on_returned,
                 msg.Offering: scheduler.on_offering,
             }
         self._to_worker: dict[type[msg.Message], Callable[[int, Any, float], None]] = {}

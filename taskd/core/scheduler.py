@@ -1,7 +1,7 @@
 """The leader: takes submissions, hands attempts to workers, hears how they ended. Also a scheduler that does not lead.
 
-What becomes of a task is decided in ledger.py, which worker it gets in placement.py, who leads in election.py. This file
-ties them to the messages of workers. Placement happens once a turn, in settle(), for everything that the turn brought.
+What becomes of a task is decided in ledger.py, which worker it gets in placement.py, who leads in election.py. This
+file ties them to the messages of workers. Placement happens once a turn, in settle(), for all that the turn brought.
 """
 
 from __future__ import annotations
@@ -213,18 +213,6 @@ class Scheduler:
                 worker.release(task)
                 self.ledger.ended(task, ended, now_s)
             acknowledged.append(ended.key)
-        self._unplaced = True
-
-    def on_returned(self, sender: int, message: msg.Returned, now: float) -> None:
-        """Attempts came back unstarted."""
-        worker = self._registered(sender)
-        if worker is None:
-            return
-        for key in message.keys:
-            task = self.ledger.current(key)
-            if task is not None:
-                worker.release(task)
-                self.ledger.give_back(task, self.utc(now))
         self._unplaced = True
 
     def _registered(self, node_id: int) -> Worker | None:

@@ -18,7 +18,9 @@ from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_spec, e
 from taskd.protocol import messages as msg
 
 INVENTORY_S = 10.0
-STOP_ACKNOWLEDGED_S = 5.0  # How long a stopping worker waits for a leader to take its last outcomes; the journal has them.
+# How long a stopping worker waits, after its tasks have had their grace, for a leader to take the last outcomes: those
+# that it does not take are in the journal.
+STOP_ACKNOWLEDGED_S = 5.0
 SHORT_CALL_S = 0.005  # Handler calls shorter than this are handed to their processes several at a time:
 CALLS_PER_SLOT = 32  # waking a process costs more than such a call.
 FINISHED_BYTES_MAX = 4 << 20  # Of reports in one Finished message, well below a frame.
@@ -66,7 +68,6 @@ class Worker:
         self._effects: list[Effect] = []
         self._ended: list[msg.AttemptEnded] = []  # in this turn
         self._forgotten: list[msg.AttemptKey] = []
-        self._returned: list[msg.AttemptKey] = []
 
     # -- The leader ----------------------------------------------------------------------------------------------------
 
@@ -88,10 +89,13 @@ class Worker:
                 self._lose_leader()
             return
         if self.term is not None and term.rank() < self.term.rank():
+            # It has to hear why nobody obeys it: its disk may be new or restored, and its epoch of long ago.
             self._log("warning", "term refused: a greater one was obeyed", peer=sender, epoch=term.epoch)
+            self._effects.append(Send(sender, msg.Register(NOTHING_OFFERED, (), (), self.term)))
             return
         self.term, self.leader = term, sender
         self._registered = False
+        self._timers.clear("inventory")
         self._effects.append(Journal(term, [], [], []))
         self._effects.append(Follow(sender, term))
         unacknowledged = tuple(self._unacknowledged)
@@ -108,7 +112,6 @@ class Worker:
         started = tuple(msg.AttemptStarted(key, it.started_s) for key, it in self._running.items() if it.started_s)
         if started:
             self._effects.append(Send(sender, msg.Started(started)))
-        self._unreported.clear()
         fresh = {ended.key for ended in self._ended}  # These are sent at the end of the turn.
         self._send_finished([ended for key, ended in self._unacknowledged.items() if key not in fresh])
         self._timers.set("inventory", now + INVENTORY_S)
@@ -138,10 +141,10 @@ class Worker:
             key = assignment.key
             if key in self._specs or key in self._running or key in self._unacknowledged:
                 continue
-            if self.is_stopping:
-                self._returned.append(key)
-                continue
             spec = decode_spec(assignment.spec)
+            if self.is_stopping or not self._could_run(spec):
+                self._give_back(key, now)
+                continue
             self._specs[key] = spec
             self._count += 1
             heappush(self._waiting, (-spec.priority, spec.submitted_s, key.task_id, self._count, key))
@@ -152,19 +155,22 @@ class Worker:
             return
         for key in message.keys:
             if key in self._running:
-                self._terminate(key, now)
+                self._terminate(key, now, self._running[key].spec.grace_s)
             elif key not in self._unacknowledged:
-                # Waiting, or never seen: either way it does not run and never will.
-                self._specs.pop(key, None)
-                self._end(msg.AttemptEnded(key, Outcome.PREEMPTED, 0.0, self.utc(now)))
+                self._give_back(key, now)  # Waiting, or never seen: either way it does not run and never will.
 
     def on_recall(self, sender: int, message: msg.Recall, now: float) -> None:
         """Give back what has not begun."""
         if not self._obeys(sender, message.term):
             return
         for key in message.keys:
-            if self._specs.pop(key, None) is not None:
-                self._returned.append(key)
+            if key in self._specs:
+                self._give_back(key, now)
+
+    def _give_back(self, key: msg.AttemptKey, now: float) -> None:
+        """End an attempt that has not begun: an outcome like any other, so that it is not lost on the way."""
+        self._specs.pop(key, None)
+        self._end(msg.AttemptEnded(key, Outcome.PREEMPTED, 0.0, self.utc(now)))
 
     def on_acknowledged(self, sender: int, message: msg.Acknowledged, now: float) -> None:
         """These outcomes are recorded: forget them."""
@@ -217,33 +223,38 @@ class Worker:
         self._unacknowledged[ended.key] = ended
         self._ended.append(ended)
 
-    def _terminate(self, key: msg.AttemptKey, now: float, grace_s: float | None = None) -> None:
-        if self._limits.get(("grace", key)) is None:
-            self._limits.set(("grace", key), now + (self._running[key].spec.grace_s if grace_s is None else grace_s))
+    def _terminate(self, key: msg.AttemptKey, now: float, grace_s: float) -> None:
+        """TERM now, unless that was sent already; KILL when the grace is over, this one or an earlier one."""
+        due = self._limits.get(("grace", key))
+        if due is None:
             self._effects.append(Terminate(key))
+        if due is None or due > now + grace_s:
+            self._limits.set(("grace", key), now + grace_s)
 
     # -- The node ------------------------------------------------------------------------------------------------------
 
     def on_offer_changed(self, event: ev.OfferChanged, now: float) -> None:
-        """The configuration or the handlers have changed."""
+        """The configuration or the handlers have changed. What waits goes back: it may not fit any more."""
         self.offer = event.offer
         self._handler_types = frozenset(handler.type for handler in event.offer.handlers)
-        if self._registered and self.leader is not None:
+        if self.leader is not None and not self.is_stopping:
             self._effects.append(Send(self.leader, msg.Offering(event.offer)))
+        for key in list(self._specs):
+            self._give_back(key, now)
 
     def on_stop_wanted(self, event: ev.StopWanted, now: float) -> None:
         """Give back what waits, end what runs; the end follows when the last outcome is acknowledged or time is up."""
         if self.is_stopping:
             return
         self.is_stopping = True
-        if self._registered and self.leader is not None:
+        if self.leader is not None:
             self._effects.append(Send(self.leader, msg.Offering(NOTHING_OFFERED)))
-        self._returned.extend(self._specs)
-        self._specs.clear()
+        for key in list(self._specs):
+            self._give_back(key, now)
         for key, running in self._running.items():
             running.is_stopped = True
             self._terminate(key, now, event.grace_s)
-        self._timers.set("acknowledgement", now + STOP_ACKNOWLEDGED_S)
+        self._timers.set("acknowledgement", now + event.grace_s + STOP_ACKNOWLEDGED_S)
 
     @property
     def has_stopped(self) -> bool:
@@ -277,7 +288,7 @@ class Worker:
                 continue
             if kind == "timeout":
                 running.is_timed_out = True
-                self._terminate(key, now)
+                self._terminate(key, now, running.spec.grace_s)
             else:
                 self._effects.append(Kill(key))
         for timer in self._timers.pop_due(now):
@@ -302,12 +313,9 @@ class Worker:
             self._effects.append(Start(begins))
         if self._ended or self._forgotten:
             self._effects.append(Journal(None, [], self._ended, self._forgotten))
-        if self._registered and self.leader is not None:
-            if self._ended:
-                self._send_finished(self._ended)
-            if self._returned:
-                self._effects.append(Send(self.leader, msg.Returned(tuple(self._returned))))
-        self._ended, self._forgotten, self._returned = [], [], []
+        if self._registered and self._ended:
+            self._send_finished(self._ended)
+        self._ended, self._forgotten = [], []
         effects, self._effects = self._effects, []
         return effects
 
@@ -367,6 +375,16 @@ class Worker:
             return False
         others = len(self._running) - self._calls
         return others + ceil((self._calls + 1) / CALLS_PER_SLOT) <= slots
+
+    def _could_run(self, spec: TaskSpec) -> bool:
+        """Whether it could run here on an idle machine. The offer may have changed while the task was on its way."""
+        offer = self.offer
+        is_known = spec.type in offer.types or spec.type in self._handler_types
+        return (
+            is_known
+            and offer.slots > 0
+            and all(offer.capacity.get(name, 0) >= amount for name, amount in spec.resources.items())
+        )
 
     def _amounts(self, spec: TaskSpec, is_short: bool) -> dict[str, int]:
         """What an attempt takes; short calls queue behind each other in their processes and take nothing more."""

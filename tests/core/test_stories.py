@@ -520,6 +520,114 @@ def test_an_orderly_stop_gives_back_what_has_not_begun(world: World) -> None:
     assert all(world.state(task) is TaskState.QUEUED for task in tasks)
 
 
+def test_what_is_given_back_survives_a_connection_that_breaks(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit()
+    world.work = lambda begin: None
+    _, task = world.submit(2, on_lost="fail")
+    worker = world.hosts[11].node.worker
+    world.post(11, ev.Received(1, [msg.Recall(worker.term, (world.scheduler.ledger.tasks[task].key,))]))
+    world.cut(1, 11)
+    world.connect(1, 11)
+    world.settle()
+    assert world.outcomes(task)[0] is Outcome.PREEMPTED
+    assert world.state(task) is not TaskState.FAILED
+
+
+def test_a_worker_that_stops_while_it_registers_is_not_given_work_for_ever(world: World) -> None:
+    world.cluster(offer=offer(2))
+    world.submit()
+    world.cut(1, 11)
+    (task,) = world.submit()
+    world.holds_commits = True
+    world.connect(1, 11)
+    world.settle()
+    world.post(11, ev.StopWanted(5.0))
+    world.settle()
+    world.holds_commits = False
+    while world.hosts[1].held_commits:
+        world.commit(1)
+        world.settle()
+    assert world.where(task) == []
+    assert world.state(task) is TaskState.QUEUED
+    assert len(world.record(task).attempts) == 1
+
+
+def test_a_stopping_worker_offers_nothing_whatever_its_configuration_says(world: World) -> None:
+    world.cluster(offer=offer(2))
+    world.submit()
+    world.post(11, ev.StopWanted(5.0))
+    world.post(11, ev.OfferChanged(offer(4)))
+    world.settle()
+    (task,) = world.submit()
+    assert world.state(task) is TaskState.QUEUED
+    assert world.record(task).attempts == []
+
+
+def test_a_stop_does_not_wait_longer_for_what_is_ending_already(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit(grace_s=3600.0)
+    world.cancel(task)
+    world.post(11, ev.StopWanted(5.0))
+    world.run(5.1)
+    assert [type(effect) for effect in world.hosts[11].signals] == [fx.Terminate, fx.Kill]
+
+
+def test_a_stopping_worker_waits_for_the_last_outcome_to_be_taken(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world.post(11, ev.StopWanted(60.0))
+    world.run(30)
+    world.holds_commits = True
+    world.end(task)
+    assert world.hosts[11].exited is None
+    world.commit(1)
+    world.settle()
+    assert world.hosts[11].exited == fx.Exit(0, "stopped")
+    assert world.state(task) is TaskState.SUCCEEDED
+
+
+def test_what_waits_at_a_worker_goes_back_when_the_worker_offers_less(world: World) -> None:
+    world.cluster(offer=offer(1, gpus=1))
+    world.work = lambda begin: Outcome.OK
+    world.submit(resources={"gpus": 1000})
+    world.work = lambda begin: None
+    running, waiting = world.submit(2, resources={"gpus": 1000})
+    world.post(11, ev.OfferChanged(offer(1)))
+    world.settle()
+    assert world.state(running) is TaskState.RUNNING
+    assert world.state(waiting) is TaskState.QUEUED
+
+
+def test_a_new_offer_is_heard_while_the_worker_registers(world: World) -> None:
+    world.cluster(0)
+    world.holds_commits = True
+    world.add(11, "worker", offer=offer(1))
+    world.post(11, ev.OfferChanged(offer(7)))
+    world.settle()
+    assert world.scheduler.roster.get(11).offer.slots == 7
+
+
+def test_a_leader_on_a_new_disk_learns_the_term_its_workers_have_obeyed(world: World) -> None:
+    world.cluster()
+    for _ in range(3):
+        world.crash(1)
+        world.restart(1)
+        world.run(1)
+    world.crash(1)
+    host = world.hosts[1]
+    host.rows, host.node_rows, host.term = {}, {}, None
+    world.restart(1)
+    world.run(1)
+    assert world.hosts[1].exited == fx.Exit(1, "a worker has obeyed a greater term")
+    world.restart(1)
+    world.run(1)
+    (task,) = world.submit()
+    assert world.where(task) == [11]
+    assert world.hosts[1].term.epoch == 5
+
+
 def test_drain_gives_nothing_new_and_takes_back_what_waits(world: World) -> None:
     world.cluster(2, offer=offer(1))
     world.ask(lambda call: ev.DrainWanted(call, 11, "new disk"))
