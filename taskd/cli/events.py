@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from taskd.cli.output import short, state_text
+from taskd.cli.output import clean, short, state_text
 from taskd.cli.session import Session, talks
 from taskd.client import calls
 from taskd.client.errors import ConnectionLost
@@ -71,6 +71,6 @@ def _print(event: Json, as_json: bool) -> None:
     about = short(event["id"]) if event.get("id") else ""
     if event.get("node_id") is not None:
         about = f"{about} on node {event['node_id']}" if about else f"node {event['node_id']}"
-    detail = f"  {event['detail']}" if event.get("detail") else ""
+    detail = f"  {clean(event['detail'])}" if event.get("detail") else ""
     padding = " " * (WORD_CHARS - len(word))
     click.echo(f"{click.style(at, dim=True)}  {subject:<6}  {state_text(word)}{padding}  {about}{detail}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from taskd.cli.output import duration_text, note, print_lines, print_table, short, state_text
+from taskd.cli.output import clean, duration_text, note, print_lines, print_table, short, state_text
 from taskd.cli.selection import filters
 from taskd.cli.session import Session, talks
 
@@ -53,8 +53,8 @@ def _row(task: Json, now_s: float) -> list[str]:
     return [
         short(task["id"]),
         state_text(task["state"]),
-        task["name"] or task["command"],
-        task["worker_name"] or "-",
+        clean(task["name"] or task["command"]),
+        clean(task["worker_name"] or "-"),
         duration_text(now_s - task["submitted"]),
         duration_text(took_s(task, now_s)),
         _note(task),
@@ -77,5 +77,5 @@ def _note(task: Json) -> str:
     if task["attempt"] > 1:
         parts.append(f"attempt {task['attempt']}")
     if task["reason"]:
-        parts.append(task["reason"])
+        parts.append(clean(task["reason"]))
     return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -157,6 +158,8 @@ def _tell(error: Exception) -> int:
 
 def main() -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # What tasks are called need not fit the locale.
     args = sys.argv[1:]
     code = run(args)
     if args[:1] == ["start"]:

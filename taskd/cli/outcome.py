@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from taskd.cli.output import short
+from taskd.cli.output import clean, short
 
 TIMED_OUT = 124  # as the command timeout has it
 
@@ -37,7 +37,8 @@ def text_of(result: Json) -> str:
     if state == "cancelled":
         return "was cancelled" + (f": {reason}" if reason else "")
     if error and error.get("type"):
-        return f"{error['type']}: {error['message']}" if error.get("message") else str(error["type"])
+        message = clean(error.get("message") or "", "\n\t")
+        return f"{clean(error['type'])}: {message}" if message else clean(error["type"])
     if result["signal"]:
         return f"ended by signal {signal_text(result['signal'])}"
     if result["exit_code"]:

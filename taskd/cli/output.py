@@ -44,6 +44,18 @@ def warn(text: str) -> None:
     click.echo(f"taskd: {text}", err=True)
 
 
+def clean(text: str, allowed: str = "") -> str:
+    """Text that somebody else wrote, fit for a terminal: no control characters, which could repaint the screen, but
+    those `allowed`."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in allowed else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
 def state_text(state: str) -> str:
     """A state as people read it, in its colour."""
     return click.style(state.replace("_", " "), fg=_STYLES.get(state))
@@ -97,7 +109,7 @@ def plural(count: int, what: str) -> str:
 
 
 def print_fields(fields: Iterable[tuple[str, str]], indent: str = "") -> None:
-    """Names and values below each other; those without a value are left out."""
+    """Names and values below each other; those without a value are left out. Values may have several lines."""
     shown = [(name, value) for name, value in fields if value and value != "-"]
     width = max((len(name) for name, _ in shown), default=0) + 2
     for name, value in shown:

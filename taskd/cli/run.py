@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -107,7 +108,8 @@ class Run:
             raise KeyboardInterrupt
         self._signal = number
         if self._is_submitted:
-            warn(f"cancelling task {short(self._id)}; once more leaves it to end by itself")
+            # Past Python's own stderr, which this may have interrupted in the middle of a line.
+            os.write(2, f"taskd: cancelling task {short(self._id)}; once more leaves it to end by itself\n".encode())
             self._cancel()
 
     def _cancel(self) -> None:

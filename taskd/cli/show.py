@@ -13,6 +13,7 @@ from taskd.cli.listing import took_s
 from taskd.cli.outcome import signal_text
 from taskd.cli.output import (
     amounts_text,
+    clean,
     duration_text,
     instant_text,
     note,
@@ -28,6 +29,7 @@ from taskd.cli.session import Session, talks
 from taskd.client import calls
 
 TAIL_LINES = 10
+TAB = "\t"
 VALUE_CHARS_MAX = 2000  # Of params and results; --json has all.
 
 Json = dict[str, Any]
@@ -45,7 +47,7 @@ def show(session: Session, task_id: str, as_json: bool) -> None:
         return
     now_s = time.time()
     click.echo(f"{click.style(task['id'], bold=True)}  {state_text(task['state'])}")
-    print_fields([*_what(task), *_when(task, now_s)])
+    print_fields((name, clean(value, "\n\t")) for name, value in (*_what(task), *_when(task, now_s)))
     for attempt in task["attempts"]:
         _show_attempt(attempt, now_s)
     if task["result"] is not None:
@@ -111,7 +113,7 @@ def _show_attempt(attempt: Json, now_s: float) -> None:
     if error:
         fields.append(("error", f"{error['type']}: {error['message']}".rstrip(": ")))
         fields.append(("", error["traceback"].rstrip()))
-    print_fields(fields, indent="  ")
+    print_fields(((name, clean(value, "\n\t")) for name, value in fields), indent="  ")
 
 
 def _outcome_text(outcome: str) -> str:
@@ -122,16 +124,16 @@ def _outcome_text(outcome: str) -> str:
 def _show_tails(task: Json) -> None:
     last = task["attempts"][-1]
     for stream in ("stdout", "stderr"):
-        lines = last[f"{stream}_tail"].splitlines()
-        if lines:
+        lines = last[f"{stream}_tail"].removesuffix("\n").split("\n")
+        if lines != [""]:
             hidden = last[f"{stream}_bytes"] > len("\n".join(lines[-TAIL_LINES:]).encode()) + 1
             _show_block(stream + (", its end" if hidden else ""), "\n".join(lines[-TAIL_LINES:]))
 
 
 def _show_block(heading: str, text: str) -> None:
     click.echo(f"{heading}:")
-    for line in text.splitlines():
-        click.echo(f"  {line}")
+    for line in text.split("\n"):
+        click.echo(f"  {clean(line, TAB)}")
 
 
 def _cut(text: str) -> str:

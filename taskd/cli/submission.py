@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -120,7 +121,6 @@ def refusal(error: ApiError, first: int = 0) -> Exception:
         index, _, field = field[1:].partition("]")
         place = f"task {first + int(index) + 1}: " if index.isdigit() else ""
         field = field.lstrip(".")
-    name, dot, rest = field.partition(".")
-    flag = _FLAGS.get(name, f"--{name}") if name else ""
-    where = f"{flag}{dot}{rest}: " if flag else ""
+    name = re.split(r"[.\[]", field)[0]
+    where = f"{_FLAGS.get(name, f'--{name}')}: " if name else ""
     return click.UsageError(f"{place}{where}{error.message}")

@@ -85,9 +85,9 @@ def test_what_listens_there_may_not_be_a_daemon(taskd: Taskd, tmp_path: Path) ->
 
         def answer() -> None:
             for _ in range(2):  # One asks whether anybody is there.
-                connection = server.accept()[0]
-                connection.sendall(b"220 mail ready\r\n\r\n")
-                connection.close()
+                with server.accept()[0] as connection:
+                    if connection.recv(65536):
+                        connection.sendall(b"220 mail ready\r\n\r\n")
 
         thread = threading.Thread(target=answer)
         thread.start()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from taskd.cli import run
 from tests.cli.conftest import Taskd
 from tests.client.fake_daemon import FakeDaemon
 
@@ -70,6 +71,31 @@ def test_a_task_that_has_to_wait_says_why_once(start: Start, daemon: FakeDaemon)
     daemon.begin()
     assert process.communicate(timeout=10) == (b"hi\n", b"")
     assert process.returncode == 0
+
+
+def test_why_it_waits_is_told_again_when_it_changes(
+    taskd: Taskd, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SILENCE_S", 0.01)
+    monkeypatch.setattr(run, "ASK_AGAIN_S", 0.02)
+    daemon.is_busy = True
+    reasons = ("all are busy", "all are busy", "all are busy", "it is at arm", "it is about to be handed out")
+    words = ("Resources", "Resources", "Resources", "Assigned", "Starting")
+    daemon.explanations = [
+        {"reason": word, "text": text, "position": 0, "until": None, "nodes": []}
+        for word, text in zip(words, reasons, strict=True)
+    ]
+
+    def begin() -> None:
+        daemon.wait_for(lambda: sum("/explain" in request for request in daemon.requests) > len(words))
+        daemon.begin()
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    ran = taskd("run", "--", "print", "hi")
+    thread.join()
+    assert (ran.code, ran.out) == (0, "hi\n")
+    assert [line.partition(" waits: ")[2] for line in ran.err.splitlines()] == ["all are busy", "it is at arm"]
 
 
 def test_ctrl_c_cancels_the_task_and_waits_for_its_end(start: Start, daemon: FakeDaemon) -> None:

@@ -105,6 +105,8 @@ def test_what_the_daemon_finds_wrong_is_said_in_the_words_of_the_command_line(
     ran = taskd("submit", "--from-json", "-")
     assert ran.code == 2
     assert "task 2: --memory: 'lots' is not a size" in ran.err
+    ran = taskd("submit", "--constraint", "~", "--", "true")
+    assert (ran.code, "Error: --constraint: '~' is not a constraint" in ran.err) == (2, True)
 
 
 def test_many_tasks_from_lines_or_a_list(taskd: Taskd, daemon: FakeDaemon, stdin: Callable[[str], None]) -> None:
@@ -189,6 +191,15 @@ def test_list_is_a_table_for_people_and_lines_for_programs(taskd: Taskd, daemon:
     for filters in (("--state", "failed"), ("-s", "running,failed"), ("--queue", "q"), ("--label", "a=b")):
         assert [json.loads(line)["id"] for line in taskd("list", "--json", *filters).out.splitlines()] == [newest]
     assert taskd("list", "--state", "running").out == ""
+
+
+def test_what_others_wrote_cannot_repaint_the_terminal(taskd: Taskd, daemon: FakeDaemon) -> None:
+    taskd("submit", "--name", "a\x1b[2Jb\nc", "--", "print", "x\x1b[2Jy")
+    assert "a\\x1b[2Jb\\nc" in taskd("list").out
+    page = taskd("show", "last").out
+    assert "\x1b" not in page
+    assert "stdout:\n  x\\x1b[2Jy\n" in page
+    assert taskd("logs", "last").out == "x\x1b[2Jy\n", "the output itself is passed on as it is"
 
 
 def test_list_is_short_unless_told(taskd: Taskd, daemon: FakeDaemon) -> None:

@@ -198,6 +198,8 @@ class FakeDaemon:
             if task.get("memory") == "lots":
                 prefix = f"[{place}]." if isinstance(document, list) else ""
                 return error(400, "invalid", "'lots' is not a size", f"{prefix}memory")
+            if "~" in task.get("constraints", ()):
+                return error(400, "invalid", "'~' is not a constraint", "constraints[0]")
             task_id = task.get("id") or new_id()
             ids.append(task_id)
             if task_id in self.tasks:
