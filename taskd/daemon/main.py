@@ -104,9 +104,15 @@ class Daemon:
         key = load_key(path)
         if key is None and "scheduler" in self._roles:
             made = SchedulerKey.generate()
-            made.save(path)
-            log("info", "a new cluster key was made", path=str(path), cluster=made.fingerprint)
-            return made
+            try:
+                made.save(path)
+            except ConfigError:
+                key = load_key(path)  # Another first scheduler was quicker: its key is ours.
+                if key is None:
+                    raise
+            else:
+                log("info", "a new cluster key was made", path=str(path), cluster=made.fingerprint)
+                return made
         if key is None:
             log("warning", "waiting for the cluster key: bring it with `taskd key import`", path=str(path))
         while key is None:
