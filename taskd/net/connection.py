@@ -80,6 +80,11 @@ class Connection(asyncio.Protocol):
         return self.session.peer if self.session is not None else None
 
     @property
+    def host(self) -> str:
+        """The other end's address, without its port."""
+        return self.address.rpartition(":")[0]
+
+    @property
     def buffered_bytes(self) -> int:
         """Bytes that wait to be sent."""
         waiting = self._transport.get_write_buffer_size() if self._transport is not None else 0
@@ -110,6 +115,8 @@ class Connection(asyncio.Protocol):
                     self._transport.write(BANNER)
                 context = self._settings.credentials.client if self.is_dialled else self._settings.credentials.server
                 assert context is not None
+                if self._reason is not None:
+                    return
                 self._is_encrypted = True
                 transport = await self._loop.start_tls(
                     self._transport, self, context, server_side=not self.is_dialled,
@@ -147,16 +154,21 @@ class Connection(asyncio.Protocol):
             self._receive(data)
             return
         self._early += data
-        if not self._is_encrypted and not self.is_dialled:
-            self.close("does not wait for its turn, as a node of ours would", is_refusal=True)
-        elif not self._is_encrypted and not self._banner.done():
-            if self._early == BANNER:
-                self._early.clear()
-                self._banner.set_result(None)
-            elif not BANNER.startswith(self._early):
-                self._banner.set_exception(ProtocolError("is no taskd scheduler"))
+        if not self._is_encrypted:
+            self._receive_plain()
         elif len(self._early) > BUFFERED_BYTES_HIGH:
             self.close("sent too much before its hello", is_refusal=True)
+
+    def _receive_plain(self) -> None:
+        """Before TLS the banner is taken and nothing else: whoever sits on the line could have put in more, and it must
+        never be read as if the peer had said it."""
+        if not self.is_dialled or self._banner.done():
+            self.close("does not wait for its turn, as a node of ours would", is_refusal=True)
+        elif self._early == BANNER:
+            self._early.clear()
+            self._banner.set_result(None)
+        elif not BANNER.startswith(self._early):
+            self.close("is no taskd scheduler", is_refusal=True)
 
     def _receive(self, data: bytes) -> None:
         session = self.session
@@ -270,8 +282,7 @@ class Connection(asyncio.Protocol):
         self._reason = (reason, is_refusal)
         if self._timer is not None:
             self._timer.cancel()
-        if not self._banner.done():
-            self._banner.cancel()
+        self._give_up_banner(reason)
         self.resume_writing()
         if self._transport is not None:
             if self.session is None:
@@ -286,10 +297,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the loop."""
-        if not self._banner.done():
-            self._banner.set_exception(Refused("closed the connection"))
-            self._banner.exception()
+        self._give_up_banner("closed the connection")
         self.close(str(error) if error else "the connection was closed")
+
+    def _give_up_banner(self, reason: str) -> None:
+        if not self._banner.done():
+            self._banner.set_exception(Refused(reason))
+            self._banner.exception()  # Perhaps nobody waits for it.
 
 
 def _tls_words(error: ssl.SSLError) -> str:
@@ -311,4 +325,3 @@ def address_text(host: str, port: int) -> str:
     """As it is written in settings."""
     host = host.removeprefix("::ffff:")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-

@@ -1,8 +1,8 @@
 """Finding schedulers by mDNS: schedulers announce `_taskd._tcp.local.`, everybody listens.
 
-Nothing that is heard is trusted: it is a hint of addresses to dial. Nothing secret is said, and no failure is fatal: what
-goes wrong is reported once and tried again slowly. Of a scheduler that was killed mDNS says nothing for an hour; the mesh
-redials by itself, and a restart under the same name and another port is told by the changed record.
+Nothing that is heard is trusted: it is a hint of addresses to dial. Nothing secret is said, and no failure is fatal:
+what goes wrong is reported once and tried again slowly. Of a scheduler that was killed mDNS says nothing for an hour;
+the mesh redials by itself, and a restart under the same name and another port is told by the changed record.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import ifaddr
-from zeroconf import IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf import Error as ZeroconfError
+from zeroconf import IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from taskd.net.connection import address_text
@@ -26,6 +26,7 @@ RESCAN_S = 10.0
 RETRY_S_MAX = 60.0
 RESOLVE_TIMEOUT_MS = 3000
 ADDRESSES_MAX = 16
+RESOLVING_MAX = 256  # Names that are being asked about: anybody on the LAN can announce as many as they like.
 # Bridges and tunnels of containers and virtual machines: no other machine of the LAN is behind them.
 _VIRTUAL = re.compile(r"(docker|veth|br-|virbr|vnet|cni|flannel|cali|podman|lxc|lxd|kube|vmnet|vboxnet|tap|zt)")
 
@@ -103,17 +104,19 @@ class Discovery:
             if self._problem:
                 self._problem = ""
                 self._log("info", "mDNS works again")
-            while lan_addresses(self._interfaces) == addresses:
+            while lan_addresses(self._interfaces) == addresses:  # noqa: ASYNC110  # nobody tells of a change
                 await asyncio.sleep(RESCAN_S)
             self._log("info", "the machine's addresses have changed")
         finally:
             for task in self._resolving:
                 task.cancel()
             await asyncio.gather(*self._resolving, return_exceptions=True)
-            if browser is not None:
-                await browser.async_cancel()
-            await zeroconf.async_unregister_all_services()
-            await zeroconf.async_close()
+            try:
+                if browser is not None:
+                    await browser.async_cancel()
+                await zeroconf.async_unregister_all_services()
+            finally:
+                await zeroconf.async_close()
 
     def _record(self, addresses: list[str]) -> ServiceInfo:
         name = self._node.store_id.hex()
@@ -129,21 +132,25 @@ class Discovery:
             server=f"taskd-{name}.local.", parsed_addresses=list(self._mesh.hosts) or addresses,
         )  # fmt: skip
 
-    def _on_change(
-        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
-    ) -> None:
+    def _on_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
             node_id = self._ids_by_name.pop(name, None)
             if node_id is not None:
                 self._mesh.remove_hint(node_id)
             return
+        if len(self._resolving) >= RESOLVING_MAX:
+            return  # It is heard of again when its record is refreshed.
         task = asyncio.get_running_loop().create_task(self._resolve(zeroconf, name))
         self._resolving.add(task)
         task.add_done_callback(self._resolving.discard)
 
     async def _resolve(self, zeroconf: Zeroconf, name: str) -> None:
         info = AsyncServiceInfo(SERVICE, name)
-        if not await info.async_request(zeroconf, RESOLVE_TIMEOUT_MS) or info.port is None:
+        try:
+            is_known = await info.async_request(zeroconf, RESOLVE_TIMEOUT_MS)
+        except (OSError, ZeroconfError, AssertionError):  # The network has gone: `run` hears of that by itself.
+            return
+        if not is_known or info.port is None:
             return
         if info.properties.get(b"cluster") != self._fingerprint.encode():
             return

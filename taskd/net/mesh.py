@@ -1,7 +1,7 @@
 """All connections of one node: who is dialled, who may come in, one connection a pair, and redialling for ever.
 
-Workers dial every scheduler they hear of; of two schedulers the one with the higher node id dials. What discovery says is
-a hint of addresses; who is there, the certificate says.
+Workers dial every scheduler they hear of; of two schedulers the one with the higher node id dials. What discovery says
+is a hint of addresses; who is there, the certificate says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from taskd.protocol import messages as msg
 
 PORT_DEFAULT = 7710
 ALL_ADDRESSES = ("", "*", "::", "0.0.0.0")  # noqa: S104  # TLS with mutual certificates is the guard, not the address
-HALF_OPEN_MAX = 64  # Connections that have not said hello yet; strangers can hold no more.
+HALF_OPEN_MAX = 64  # Accepted connections that have not said hello yet; strangers can hold no more.
+HINTS_MAX = 1000  # Schedulers that are looked for: anybody on the LAN can announce as many as they like.
 DIAL_TIMEOUT_S = 3.0
 DIAL_STAGGER_S = 0.1  # Before the next address of a node is tried beside the last one.
 REDIAL_MIN_S = 0.05
@@ -54,7 +55,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.reconnects = 0
-        self.refused: Counter[str] = Counter()
+        self.refused = 0
 
 
 class Mesh:
@@ -92,7 +93,7 @@ class Mesh:
         self._on_call = on_call
         self._log = log
         self._servers: list[asyncio.Server] = []
-        self._half_open: set[Connection] = set()
+        self._half_open: dict[Connection, None] = {}  # the oldest first
         self._open: dict[int, Connection] = {}
         self._known_boots: dict[int, int] = {}
         self._hints: dict[int, tuple[str, ...]] = {}
@@ -160,7 +161,8 @@ class Mesh:
         views = []
         for connection in self._open.values():
             session = connection.session
-            assert session is not None and session.peer is not None
+            assert session is not None
+            assert session.peer is not None
             views.append(
                 PeerView(
                     session.peer, connection.address, session.round_trip_s, session.clock_offset_s,
@@ -177,6 +179,8 @@ class Mesh:
             return
         if "scheduler" in self.node.roles and node_id > self.node.node_id:
             return  # It dials us.
+        if node_id not in self._hints and len(self._hints) >= HINTS_MAX:
+            return
         self._hints[node_id] = tuple(addresses)
         self._start_dialer(node_id)
         self._wake[node_id].set()
@@ -234,15 +238,15 @@ class Mesh:
 
     async def _dial(self, address: str) -> Connection | None:
         loop = asyncio.get_running_loop()
-        host, port = split_address(address)
         connection = Connection(self, self, is_dialled=True)
         try:
+            host, port = split_address(address)
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 await loop.create_connection(lambda: connection, host, port)
-        except (OSError, TimeoutError):
+        except (OSError, ValueError, OverflowError):  # Down, silent, or no address at all.
             return None
         connection.address = address
-        self._half_open.add(connection)
+        self._half_open[connection] = None
         try:
             await connection.secure()
             await asyncio.wait({connection.ended, connection.greeted}, return_when=asyncio.FIRST_COMPLETED)
@@ -260,10 +264,16 @@ class Mesh:
         return connection
 
     def _on_accepted(self, connection: Connection) -> None:
-        if len(self._half_open) >= HALF_OPEN_MAX or self._is_stopping:
-            connection.close("too many connections that have not said hello", is_refusal=True)
+        if self._is_stopping:
+            connection.close("we are stopping")
             return
-        self._half_open.add(connection)
+        accepted = [other for other in self._half_open if not other.is_dialled]
+        if len(accepted) >= HALF_OPEN_MAX:
+            # The host that has the most pays, with its oldest: a stranger pushes out its own, and keeps nobody away.
+            ((busiest, _),) = Counter(other.host for other in accepted).most_common(1)
+            oldest = next(other for other in accepted if other.host == busiest)
+            oldest.close("holds too many connections without a hello", is_refusal=True)
+        self._half_open[connection] = None
         task = asyncio.get_running_loop().create_task(connection.secure())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -272,7 +282,7 @@ class Mesh:
 
     def connection_open(self, connection: Connection) -> None:
         """A peer's hello was good: take it in, unless we have a living connection to it already."""
-        self._half_open.discard(connection)
+        self._half_open.pop(connection, None)
         node = connection.peer
         assert node is not None
         old = self._open.get(node.node_id)
@@ -309,7 +319,7 @@ class Mesh:
 
     def connection_lost(self, connection: Connection, reason: str, is_refusal: bool) -> None:
         """A connection is gone."""
-        self._half_open.discard(connection)
+        self._half_open.pop(connection, None)
         if is_refusal:
             self._note_refusal(connection, reason)
         node = connection.peer
@@ -319,9 +329,8 @@ class Mesh:
             self._on_event(PeerDown(node.node_id, reason, is_orderly))
 
     def _note_refusal(self, connection: Connection, reason: str) -> None:
-        self.counters.refused[reason] += 1
-        host = connection.address.rsplit(":", 1)[0]
-        now = monotonic()
+        self.counters.refused += 1
+        host, now = connection.host, monotonic()
         logged_at, count = self._refusals.get((host, reason), (-REFUSALS_LOGGED_S, 0))
         if now - logged_at < REFUSALS_LOGGED_S:
             self._refusals[host, reason] = (logged_at, count + 1)
@@ -353,8 +362,12 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT, [IPv6]:PORT, or either without a port."""
-    host, separator, port = address.rpartition(":")
-    if not separator or host.count(":") and not host.startswith("["):
-        return address.strip("[]"), PORT_DEFAULT
-    return host.strip("[]"), int(port)
+    """HOST:PORT, [IPv6]:PORT, or either without a port. Raises ValueError."""
+    if address.startswith("["):
+        host, _, port = address[1:].partition("]")
+    elif address.count(":") == 1:
+        host, _, port = address.partition(":")
+    else:
+        host, port = address, ""
+    port = port.removeprefix(":")
+    return host, int(port) if port else PORT_DEFAULT

@@ -3,14 +3,15 @@
     cluster secret ─HKDF─▶ scheduler authority
                    ─HKDF─▶ worker secret ─HKDF─▶ worker authority
 
-A worker's machine holds the worker secret and the scheduler authority's certificate: it can prove that it is a worker and
-check that a scheduler is one, but cannot sign a scheduler's certificate. Ed25519 is deterministic, serial numbers and
-dates are fixed, so that all nodes derive the same certificates, byte for byte.
+A worker's machine holds the worker secret and the scheduler authority's certificate: it can prove that it is a worker
+and check that a scheduler is one, but cannot sign a scheduler's certificate. Ed25519 is deterministic, serial numbers
+and dates are fixed, so that all nodes derive the same certificates, byte for byte.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import secrets
@@ -35,6 +36,10 @@ _AUTHORITY_BEGIN = datetime(2020, 1, 1, tzinfo=UTC)
 _AUTHORITY_END = datetime(2120, 1, 1, tzinfo=UTC)
 # A node issues itself a new certificate at each start; clocks of machines without a battery may be years behind.
 _LEAF_DAYS = 3650
+# Whoever holds a key of the cluster can sign certificates that OpenSSL likes and that say nonsense all the same.
+_CERTIFICATE_ERRORS = (
+    x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion
+)  # fmt: skip
 
 
 def _derive(secret: bytes, purpose: bytes) -> bytes:
@@ -77,12 +82,11 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
             )
             .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, None)
         )
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -177,7 +181,9 @@ def parse_key(text: str) -> Key:
             return WorkerKey(raw[:SECRET_BYTES], raw[SECRET_BYTES:])
     except ValueError:
         pass
-    raise ConfigError(f"this is no cluster key: one begins with {_SCHEDULER_PREFIX} or {_WORKER_PREFIX} and is one line")
+    raise ConfigError(
+        f"this is no cluster key: one begins with {_SCHEDULER_PREFIX} or {_WORKER_PREFIX} and is one line"
+    )
 
 
 def load_key(path: Path) -> Key | None:
@@ -198,9 +204,9 @@ def load_key(path: Path) -> Key | None:
 
 
 def _save(path: Path, text: str, force: bool) -> None:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(text + "\n")
@@ -215,8 +221,11 @@ def _save(path: Path, text: str, force: bool) -> None:
                 there = load_key(path)
                 if there is None or there.text != text:
                     raise ConfigError(f"{path} holds another key already; use --force to replace it") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _base64(raw: bytes) -> str:
@@ -260,14 +269,14 @@ class Credentials:
         """
         if peer_certificate is None:
             raise Refused("shows no certificate")
-        certificate = x509.load_der_x509_certificate(peer_certificate)
         try:
+            certificate = x509.load_der_x509_certificate(peer_certificate)
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
             scheme, fingerprint, roles_text, id_text = uri.replace("://", "/").split("/")
             roles = tuple(roles_text.split(","))
             node_id = int(id_text)
-        except (x509.ExtensionNotFound, ValueError):
+        except (ValueError, *_CERTIFICATE_ERRORS):
             raise Refused("shows a certificate that names no node") from None
         if scheme != "taskd" or fingerprint != self.fingerprint:
             raise Refused("shows a certificate of another cluster")
