@@ -53,10 +53,7 @@ class Election:
             if self.followed is not None and self.followed[0] == sender:
                 self.followed = None
             return False
-        if self.greatest is not None and term.epoch > self.greatest.epoch + EPOCH_JUMP_MAX:
-            raise ValueError(f"epoch {term.epoch} is too far above {self.greatest.epoch}")
-        if self.greatest is None or term.rank() > self.greatest.rank():
-            self.greatest = term
+        self.learn(term)
         if term.node_id != sender:
             return False  # Hearsay: a leader speaks for itself.
         if self.leading is not None:
@@ -65,15 +62,25 @@ class Election:
         self._has_followed = True
         return False
 
+    def learn(self, term: Term) -> None:
+        """A term is in use somewhere. Raises ValueError for one that cannot be."""
+        epoch = self.greatest.epoch if self.greatest is not None else 0
+        if term.epoch > epoch + EPOCH_JUMP_MAX:
+            raise ValueError(f"epoch {term.epoch} is too far above {epoch}")
+        if self.greatest is None or term.rank() > self.greatest.rank():
+            self.greatest = term
+
     def may_claim(self, now: float) -> bool:
-        """Whether to lead now: nobody else does, nobody with a lower id is there, and we have looked around."""
+        """Whether to lead now: nobody else does, we have looked around, and nobody with a lower id is there, unless it
+        is we who led last: then the accepted tasks are on our disk, and the others wait for us."""
+        led_last = self.greatest is not None and self.greatest.node_id == self.node.node_id
         return (
             self.leading is None
             and self.followed is None
             and not self._has_followed
             and self._claim_at is not None
             and now >= self._claim_at
-            and not any(node_id < self.node.node_id for node_id in self._schedulers)
+            and (led_last or not any(node_id < self.node.node_id for node_id in self._schedulers))
         )
 
     def claim(self) -> Term:
@@ -81,11 +88,6 @@ class Election:
         epoch = self.greatest.epoch + 1 if self.greatest is not None else 1
         self.leading = self.greatest = Term(epoch, self.node.node_id, self.node.boot)
         return self.leading
-
-    def step_down(self) -> None:
-        """Lead no more."""
-        self.leading = None
-        self._has_followed = True
 
     def next_deadline(self, now: float) -> float | None:
         """When may_claim may change by itself: the end of looking around. Later only events can change it."""
