@@ -33,7 +33,7 @@ class Why(Struct, frozen=True):
 
 def explain(scheduler: Scheduler, task: Task) -> Why:
     """Why this unfinished task is not further on. Reasons: BeginTime, Backoff, NoHandler, NoMatchingNode, Resources,
-    Priority, Starting, Assigned, Running, Cancelling."""
+    Priority, Starting, Assigned, Running, Cancelling, WorkerAway."""
     if task.state is TaskState.SCHEDULED:
         return Why("BeginTime", "it was asked to begin at a later time", until_s=task.record.due_s)
     if task.state is TaskState.RETRYING:
@@ -48,12 +48,11 @@ def explain(scheduler: Scheduler, task: Task) -> Why:
 
 def _explain_open(scheduler: Scheduler, task: Task) -> Why:
     attempt = task.record.attempts[-1]
-    worker = scheduler.roster.known(attempt.worker)
-    where = worker.name
-    if not worker.is_here:
-        grace_s = scheduler.settings.worker_grace_s
-        text = f"{where} is not connected; if it does not come back within {grace_s:g} s the attempt counts as lost"
-        return Why("WorkerAway", text)
+    worker = scheduler.roster.get(attempt.worker)
+    where = worker.name if worker is not None else str(attempt.worker)
+    if worker is None or not worker.is_here:
+        text = f"{where} is not connected; if it does not come back, the attempt counts as lost"
+        return Why("WorkerAway", text, until_s=scheduler.gives_up_s(attempt.worker))
     if task.state is TaskState.CANCELLING:
         return Why("Cancelling", f"it is being ended on {where}")
     if task.state is TaskState.RUNNING:

@@ -18,6 +18,9 @@ from taskd.core.task import REPORTS_KEPT, Attempt, Outcome, Record, Task, TaskRo
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 
 
+_OUTCOMES = frozenset(Outcome)
+
+
 class _Due(IntEnum):
     READY = 1  # a SCHEDULED or RETRYING task becomes ready
     TOO_LATE = 2  # the deadline to begin
@@ -121,7 +124,7 @@ class Ledger:
 
     def ended(self, task: Task, ended: AttemptEnded, now_s: float) -> None:
         """The open attempt of a task has ended: decide what follows."""
-        outcome = Outcome(ended.outcome)
+        outcome = Outcome(ended.outcome) if ended.outcome in _OUTCOMES else Outcome.EXCEPTION  # of a newer worker
         attempt = task.record.attempts[-1]
         attempt.started_s = ended.started_s or attempt.started_s
         attempt.ended_s = ended.ended_s

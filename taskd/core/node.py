@@ -187,5 +187,7 @@ class Node:
 
     def _on_stop_wanted(self, event: ev.StopWanted, now: float) -> None:
         self.is_stopping = True
+        if self.scheduler is not None:
+            self.scheduler.on_stop_wanted()
         if self.worker is not None:
             self.worker.on_stop_wanted(event, now)

@@ -1,4 +1,4 @@
-"""Which worker gets which task: a plain function over the ready queue and the roster.
+"""Which worker gets which task: plain functions over the ready queue and the roster.
 
 The best task by priority and age goes first; it goes to the worker that would be least loaded with it, by whatever is
 scarcest there, so that it waits nowhere while another worker could begin it.
@@ -12,7 +12,9 @@ from heapq import heapify, heappop, heapreplace
 
 from taskd.core.queue import Rank, ReadyQueue, Shape
 from taskd.core.roster import Worker
-from taskd.core.task import Task
+from taskd.core.task import Task, TaskState
+
+RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than they could be fetched back.
 
 
 def place(
@@ -63,3 +65,29 @@ def _least_loaded(
         else:
             heappop(options)  # Room only shrinks while placing.
     return None
+
+
+def misplaced(workers: Iterable[Worker]) -> Iterator[tuple[Worker, list[Task]]]:
+    """Work that waits at one worker while another could begin it at once."""
+    here = [worker for worker in workers if worker.may_take]
+    idle = [worker for worker in here if len(worker.assigned) < worker.offer.slots]
+    idle_slots = sum(worker.offer.slots - len(worker.assigned) for worker in idle)
+    for worker in here:
+        excess = len(worker.assigned) - worker.offer.slots
+        if excess > 0 and idle_slots > 0:
+            last = list(worker.assigned.values())[-excess:]
+            tasks = [task for task in last if _is_sooner_elsewhere(task, idle)][-idle_slots:]
+            idle_slots -= len(tasks)
+            if tasks:
+                yield worker, tasks
+
+
+def _is_sooner_elsewhere(task: Task, idle: list[Worker]) -> bool:
+    shape = task.shape
+    assert shape is not None
+    return (
+        task.state is TaskState.ASSIGNED
+        and not task.is_recalled
+        and (shape.mean_s or 0.0) >= RECALL_TASK_S_MIN
+        and any(worker.could_run(shape) and worker.load_with(shape) <= 1 for worker in idle)
+    )

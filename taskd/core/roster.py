@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from taskd.core.constraints import matches
-
 from taskd.core.queue import Shape
-from taskd.core.task import NodeRow, Task
+from taskd.core.task import NodeRow, Task, TaskState
 from taskd.protocol.messages import NodeInfo, Offer
 
 NOTHING_OFFERED = Offer(0, {}, {}, ())
@@ -82,6 +81,11 @@ class Worker:
     def may_take(self) -> bool:
         """Whether it may be given tasks at all."""
         return self.is_here and self.drain_reason is None
+
+    @property
+    def not_begun(self) -> list[Task]:
+        """What it was given and has not begun, as far as we have heard."""
+        return [task for task in self.assigned.values() if task.state is TaskState.ASSIGNED]
 
     def load_with(self, shape: Shape) -> float:
         """How full it would be with one more task of this shape, by what it would have least of: slots, or anything

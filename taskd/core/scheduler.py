@@ -15,7 +15,7 @@ from taskd.core.effects import AnnounceNode, Exit, Follow, Log, Reply, Send
 from taskd.core.election import Election
 from taskd.core.ledger import Ledger
 from taskd.core.outbox import Outbox
-from taskd.core.placement import place
+from taskd.core.placement import misplaced, place
 from taskd.core.roster import Roster, Worker
 from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
@@ -24,7 +24,6 @@ from taskd.errors import NoLeader, NotFound, Overloaded, Unavailable
 from taskd.protocol import messages as msg
 
 RUN_BYTES_MAX = 1 << 20  # Of specs in one Run message: far below a frame, so that no worker waits long for the first.
-RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than they could be fetched back.
 
 
 class Scheduler:
@@ -42,6 +41,7 @@ class Scheduler:
         self._connected: dict[int, msg.NodeInfo] = {}
         self._grace: Deadlines[int] = Deadlines()  # by worker: its open attempts are lost then
         self._unplaced = False  # something changed since the last placement
+        self.is_stopping = False
         self._acknowledged: dict[int, list[msg.AttemptKey]] = {}
 
     @property
@@ -59,12 +59,11 @@ class Scheduler:
             worker = self.roster.known(task.record.attempts[-1].worker)
             assert task.shape is not None
             worker.give(task, task.shape)
-            self._grace.set(worker.node_id, now + self.settings.restart_grace_s)
         self.election.join(now)
 
     def consider(self, now: float) -> None:
         """Claim leadership if it is ours to take. Everything that follows waits behind the durable term."""
-        if not self.election.may_claim(now):
+        if self.is_stopping or not self.election.may_claim(now):
             return
         term = self.election.claim()
         self.outbox.begin(term)
@@ -74,6 +73,9 @@ class Scheduler:
         self.outbox.then(AnnounceNode("leader.changed", self.node.node_id, f"epoch {term.epoch}"))
         for node_id in self._connected:
             self.outbox.then(Send(node_id, msg.Leading(term)))
+        for worker in self.roster:
+            if worker.assigned:
+                self._grace.set(worker.node_id, now + self.settings.restart_grace_s)
         self._unplaced = True
 
     def on_leading(self, sender: int, message: msg.Leading, now: float) -> None:
@@ -143,11 +145,8 @@ class Scheduler:
         if term is None:
             self.outbox.then(Send(sender, msg.Leading(self._followed_term())))
             return
-        if message.term is not None and message.term.epoch > term.epoch:
-            # It has obeyed a later leader that we never heard of: our own term is stale.
-            self._log("warning", "stepping down: a worker has obeyed a greater term", worker=sender)
-            self.outbox.note(message.term)
-            self.outbox.then(Exit(1, "a worker has obeyed a greater term"))
+        if message.term is not None and message.term.rank() > term.rank():
+            self._on_greater_term(sender, message.term)
             return
         info = self._connected[sender]
         worker = self.roster.known(sender, info.name)
@@ -159,15 +158,29 @@ class Scheduler:
         self.outbox.then(Send(sender, msg.Registered(term)))
         here = {*message.held, *message.unacknowledged}
         for task in list(worker.assigned.values()):
+            task.run_number, task.is_recalled = 0, False  # Of an earlier connection.
             if task.key not in here:
                 worker.release(task)
                 self.ledger.lose(task, "its worker no longer has it", "worker_restarted", self.utc(now))
         unwanted = [key for key in message.held if not self._wants(key)]
         if unwanted:
             self.outbox.then(Send(sender, msg.Cancel(term, tuple(unwanted))))
+        if worker.drain_reason is not None:
+            self._recall(worker, worker.not_begun)
         self._log("info", "worker registered", worker=worker.name, node=sender, slots=message.offer.slots)
         self.outbox.then(AnnounceNode("node.up", sender, worker.name))
         self._unplaced = True
+
+    def _on_greater_term(self, sender: int, term: msg.Term) -> None:
+        """A worker has obeyed a later leader that we never heard of, and will not obey us: lead again, above it."""
+        try:
+            self.election.learn(term)
+        except ValueError as error:
+            self._log("error", "term refused", peer=sender, reason=str(error))
+            return
+        self._log("warning", "stepping down: a worker has obeyed a greater term", worker=sender, epoch=term.epoch)
+        self.outbox.note(term)
+        self.outbox.then(Exit(1, "a worker has obeyed a greater term"))
 
     def _wants(self, key: msg.AttemptKey) -> bool:
         task = self.ledger.current(key)
@@ -200,8 +213,7 @@ class Scheduler:
 
     def on_finished(self, sender: int, message: msg.Finished, now: float) -> None:
         """Attempts have ended. All are acknowledged, late ones too, once what they changed is durable."""
-        worker = self._registered(sender)
-        if worker is None:
+        if self._registered(sender) is None:
             return  # It registers again and sends them again.
         now_s = self.utc(now)
         acknowledged = self._acknowledged.setdefault(sender, [])
@@ -210,7 +222,8 @@ class Scheduler:
             if task is None:
                 self.stats.late_results += 1
             else:
-                worker.release(task)
+                # Mostly the sender; another where a worker came back under another node id.
+                self.roster.known(task.record.attempts[-1].worker).release(task)
                 self.ledger.ended(task, ended, now_s)
             acknowledged.append(ended.key)
         self._unplaced = True
@@ -225,6 +238,9 @@ class Scheduler:
         """Take all tasks of a submission, or none."""
         if not self.leads:
             self.outbox.then(Reply(event.call, NoLeader()))
+            return
+        if self.is_stopping:
+            self.outbox.then(Reply(event.call, Unavailable("the scheduler is stopping; try again in a moment")))
             return
         if len(self.ledger.tasks) + len(event.tasks) > self.settings.queued_max:
             text = f"{len(self.ledger.tasks)} tasks are unfinished already, of at most {self.settings.queued_max}"
@@ -260,6 +276,9 @@ class Scheduler:
 
     def on_drain_wanted(self, event: ev.DrainWanted, now: float) -> None:
         """Give a worker nothing new and take back what it has not begun; or use it again."""
+        if not self.leads:
+            self.outbox.then(Reply(event.call, NoLeader()))
+            return
         worker = self.roster.get(event.node_id)
         if worker is None:
             self.outbox.then(Reply(event.call, NotFound(f"no worker has the node id {event.node_id}")))
@@ -267,7 +286,7 @@ class Scheduler:
         worker.drain_reason = event.reason
         self._remember(worker)
         if event.reason is not None:
-            self._recall(worker, [task for task in worker.assigned.values() if task.state is TaskState.ASSIGNED])
+            self._recall(worker, worker.not_begun)
         self.outbox.then(Reply(event.call, None))
         kind = "node.resumed" if event.reason is None else "node.drained"
         self.outbox.then(AnnounceNode(kind, worker.node_id, event.reason or ""))
@@ -276,6 +295,10 @@ class Scheduler:
     def _remember(self, worker: Worker) -> None:
         roles: tuple[str, ...] = worker.info.roles if worker.info is not None else ("worker",)
         self.outbox.node(NodeRow(worker.node_id, worker.name, roles, worker.drain_reason, worker.seen_s))
+
+    def on_stop_wanted(self) -> None:
+        """Begin nothing new; what comes in is still recorded and acknowledged until nothing waits for the disk."""
+        self.is_stopping = True
 
     def on_settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
         """The operator has changed what may be changed while running."""
@@ -297,13 +320,15 @@ class Scheduler:
         if calendar_s is not None and calendar_s <= now_s:
             self.ledger.tick(now_s)
             self._unplaced = True
-        if not self._unplaced:
+        if not self._unplaced or self.is_stopping:
             return
         self._unplaced = False
         if len(self.ledger.queue):
             self._place(term, now)
         if not len(self.ledger.queue):
-            self._balance()
+            # With nothing queued, work that waits at one worker while another could begin it is taken back.
+            for worker, tasks in misplaced(self.roster):
+                self._recall(worker, tasks)
 
     def _place(self, term: msg.Term, now: float) -> None:
         now_s = self.utc(now)
@@ -330,30 +355,6 @@ class Scheduler:
         worker.runs_sent += 1
         self.outbox.then(Send(worker.node_id, msg.Run(term, tuple(batch))))
 
-    def _balance(self) -> None:
-        """With nothing queued, work that waits at one worker while another could begin it is taken back."""
-        here = [worker for worker in self.roster if worker.may_take]
-        idle = [worker for worker in here if len(worker.assigned) < worker.offer.slots]
-        idle_slots = sum(worker.offer.slots - len(worker.assigned) for worker in idle)
-        for worker in here:
-            excess = len(worker.assigned) - worker.offer.slots
-            if excess <= 0 or idle_slots <= 0:
-                continue
-            last = list(worker.assigned.values())[-excess:]
-            waiting = [task for task in last if self._is_sooner_elsewhere(task, idle)][-idle_slots:]
-            self._recall(worker, waiting)
-            idle_slots -= len(waiting)
-
-    def _is_sooner_elsewhere(self, task: Task, idle: list[Worker]) -> bool:
-        shape = task.shape
-        assert shape is not None
-        return (
-            task.state is TaskState.ASSIGNED
-            and not task.is_recalled
-            and (shape.mean_s or 0.0) >= RECALL_TASK_S_MIN
-            and any(worker.could_run(shape) and worker.load_with(shape) <= 1 for worker in idle)
-        )
-
     def _recall(self, worker: Worker, tasks: list[Task]) -> None:
         term = self.election.leading
         if not tasks or term is None or not worker.is_here:
@@ -367,8 +368,9 @@ class Scheduler:
 
     def next_deadline(self, now: float, utc_offset_s: float) -> float | None:
         """When tick has something to do, monotonic."""
-        due = [self._grace.next(), self.election.next_deadline(now)]
+        due = [self.election.next_deadline(now)]
         if self.leads:
+            due.append(self._grace.next())
             calendar_s = self.ledger.next_deadline_s()
             due.append(None if calendar_s is None else calendar_s - utc_offset_s)
         return min((time for time in due if time is not None), default=None)
@@ -382,6 +384,11 @@ class Scheduler:
             worker = self.roster.known(node_id)
             self._log("warning", "worker given up", worker=worker.name, open=len(worker.assigned))
             self._lose_all(worker, "its worker is gone", "worker_lost", now)
+
+    def gives_up_s(self, node_id: int) -> float | None:
+        """When the attempts of a worker that is away count as lost, UTC."""
+        due = self._grace.get(node_id)
+        return None if due is None else self.utc(due)
 
     def on_commit_failed(self, event: ev.CommitFailed) -> list[Reply | Exit]:
         """The disk failed us: what waits must not happen. Whoever waits is told; the next process reads the truth."""

@@ -752,3 +752,101 @@ def test_a_leader_with_an_impossible_epoch_is_not_believed(world: World) -> None
     world.settle()
     assert world.scheduler.leads
     assert any(entry.event == "term refused" for entry in world.logs)
+
+
+def test_a_worker_that_comes_back_under_another_node_id_is_believed(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    world.cut(1, 11)
+    world.end(task)
+    world.crash(11)
+    journal = world.hosts.pop(11).journal
+    world.add(12, "worker")
+    worker = world.hosts[12].node.worker
+    worker.on_journal_loaded(ev.JournalLoaded(worker.term, [], [entry.ended[0] for entry in journal if entry.ended]), 0.0)
+    world.cut(1, 12)
+    world.connect(1, 12)
+    world.settle()
+    assert world.state(task) is TaskState.SUCCEEDED
+    world.run(10)
+    assert not world.scheduler.roster.get(11).assigned
+
+
+def test_an_outcome_that_a_newer_worker_has_a_name_for_is_a_failure(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    (key,) = world.hosts[11].running
+    world.post(1, ev.Received(11, [msg.Finished((msg.AttemptEnded(key, 99, world.utc, world.utc),))]))
+    world.settle()
+    assert world.state(task) is TaskState.FAILED
+    assert world.outcomes(task) == [Outcome.EXCEPTION]
+
+
+def test_a_drained_worker_that_missed_the_recall_hears_it_when_it_comes_back(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.work = lambda begin: Outcome.OK
+    world.submit()
+    world.work = lambda begin: None
+    running, waiting = world.submit(2)
+    world.cut(1, 11)
+    world.ask(lambda call: ev.DrainWanted(call, 11, "upkeep"))
+    world.connect(1, 11)
+    world.settle()
+    assert world.state(running) is TaskState.RUNNING
+    assert world.state(waiting) is TaskState.QUEUED
+
+
+def test_a_scheduler_that_stops_under_load_stops(world: World) -> None:
+    world.cluster()
+    world.holds_commits = True
+    world.submit()
+    world.post(1, ev.StopWanted(5.0))
+    world.submit()
+    refused = world._calls
+    world.commit(1)  # What was taken in is durable, and what could be handed out now is not.
+    world.settle()
+    assert isinstance(world.replies[refused], Unavailable)
+    assert world.hosts[1].exited == fx.Exit(0, "stopped")
+
+
+def test_a_scheduler_that_follows_with_open_tasks_of_its_own_rests(world: World) -> None:
+    world.cluster()
+    world.submit()
+    world.crash(1)
+    world.crash(11)
+    second = world.add(0, "scheduler")
+    world.run(1)
+    assert second.node.scheduler.leads
+    world.restart(1)
+    world.run(30)
+    assert not world.scheduler.leads
+    assert world.hosts[1].node.next_deadline(world.now) is None
+
+
+def test_who_led_last_leads_again_although_a_lower_id_has_joined_meanwhile(world: World) -> None:
+    world.add(2, "scheduler")
+    world.run(1)
+    world.add(1, "scheduler")
+    world.run(1)
+    assert not world.scheduler.leads
+    world.crash(2)
+    world.run(30)
+    world.restart(2)
+    world.run(2)
+    assert world.hosts[2].node.scheduler.leads
+
+
+def test_a_scheduler_that_does_not_lead_drains_nothing(world: World) -> None:
+    world.cluster()
+    world.add(2, "scheduler")
+    world.run(1)
+    assert isinstance(world.ask(lambda call: ev.DrainWanted(call, 11, "upkeep"), 2), NoLeader)
+
+
+def test_a_worker_with_an_impossible_epoch_is_not_believed(world: World) -> None:
+    world.cluster()
+    impossible = msg.Term(1 << 40, 2, 1)
+    world.post(1, ev.Received(11, [msg.Register(world.hosts[11].node.worker.offer, (), (), impossible)]))
+    world.settle()
+    assert world.hosts[1].exited is None
+    assert world.hosts[1].term.epoch == 1
