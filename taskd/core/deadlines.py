@@ -8,40 +8,44 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
+GARBAGE_MIN = 64  # Cleared and moved entries stay in the heap until they come up, or outnumber the others and these.
+
 
 class Deadlines(Generic[Key]):
     """At most one deadline a key. All times on one clock, which is the caller's choice."""
 
     def __init__(self) -> None:
-        self._due: dict[Key, float] = {}
+        self._entries: dict[Key, tuple[float, int, Key]] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = 0  # Breaks ties in the order of setting, so that keys are never compared.
 
     def __len__(self) -> int:
-        return len(self._due)
+        return len(self._entries)
 
     def set(self, key: Key, due: float) -> None:
         """Set or move the deadline of `key`."""
-        self._due[key] = due
+        entry = self._entries.get(key)
+        if entry is not None and entry[0] == due:
+            return
         self._count += 1
-        heappush(self._heap, (due, self._count, key))
-        # Cleared and moved entries stay in the heap until they come up; keep them from outnumbering the live ones.
-        if len(self._heap) > 64 and len(self._heap) > 4 * len(self._due):
-            self._heap = [(due, count, key) for due, count, key in self._heap if self._due.get(key) == due]
-            heapify(self._heap)
+        entry = self._entries[key] = (due, self._count, key)
+        heappush(self._heap, entry)
+        self._drop_garbage()
 
     def clear(self, key: Key) -> None:
         """Forget the deadline of `key`, if it has one."""
-        self._due.pop(key, None)
+        if self._entries.pop(key, None) is not None:
+            self._drop_garbage()
 
     def get(self, key: Key) -> float | None:
         """When `key` is due, or None."""
-        return self._due.get(key)
+        entry = self._entries.get(key)
+        return None if entry is None else entry[0]
 
     def next(self) -> float | None:
         """When the earliest deadline is due, or None."""
         heap = self._heap
-        while heap and self._due.get(heap[0][2]) != heap[0][0]:
+        while heap and self._entries.get(heap[0][2]) is not heap[0]:
             heappop(heap)
         return heap[0][0] if heap else None
 
@@ -50,6 +54,11 @@ class Deadlines(Generic[Key]):
         keys: list[Key] = []
         while (due := self.next()) is not None and due <= now:
             key = heappop(self._heap)[2]
-            del self._due[key]
+            del self._entries[key]
             keys.append(key)
         return keys
+
+    def _drop_garbage(self) -> None:
+        if len(self._heap) > GARBAGE_MIN + 2 * len(self._entries):
+            self._heap = list(self._entries.values())
+            heapify(self._heap)
