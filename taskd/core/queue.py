@@ -5,14 +5,15 @@ Tasks of one shape fit the same workers, so that placement asks once a shape and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from taskd.core.constraints import Constraint, parse
-
 from taskd.core.task import Task, TaskSpec
 
 Rank = tuple[int, float, bytes]  # (-priority, submitted, id): smaller goes first.
+
+GARBAGE_MIN = 64  # Places in a heap of tasks that were taken out: fewer are not worth clearing away.
+SHAPES_KEPT = 1024  # At least, before those with nothing waiting are forgotten, with what was learned of durations.
 
 
 class Shape:
@@ -30,9 +31,6 @@ class Shape:
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def __iter__(self) -> Iterator[Task]:
-        return iter(self._waiting.values())
 
     def head(self) -> Rank | None:
         """The rank of the task that goes first, or None where none waits."""
@@ -53,7 +51,17 @@ class Shape:
         self._waiting[task.id] = task
 
     def remove(self, task: Task) -> None:
-        self._waiting.pop(task.id, None)
+        """Take a task out that waits here. It must not be put in again."""
+        del self._waiting[task.id]
+        # Its place in the heap stays until it comes up, or such places outnumber the others.
+        if len(self._heap) > GARBAGE_MIN + 2 * len(self._waiting):
+            self._heap = [rank for rank in self._heap if rank[2] in self._waiting]
+            heapify(self._heap)
+
+    def count_before(self, rank: Rank) -> int:
+        """How many of those that wait go before this rank. Takes time in proportion to all that wait."""
+        waiting = self._waiting
+        return sum(1 for other in self._heap if other < rank and other[2] in waiting)
 
     def ran(self, duration_s: float) -> None:
         """Learn how long its tasks run: a moving mean, quick to follow at first."""
@@ -65,6 +73,7 @@ class ReadyQueue:
 
     def __init__(self) -> None:
         self._shapes: dict[tuple[object, ...], Shape] = {}
+        self._shapes_max = SHAPES_KEPT
         self._count = 0
 
     def __len__(self) -> int:
@@ -72,11 +81,12 @@ class ReadyQueue:
 
     def shape_of(self, spec: TaskSpec) -> Shape:
         """The shape that a spec has, the same object for equal ones. Raises ValueError for a damaged constraint."""
-        key = (spec.type, spec.constraints, *spec.resources.items()) if spec.resources else (spec.type, spec.constraints)
+        key = (spec.type, spec.constraints, *spec.resources.items())
         shape = self._shapes.get(key)
         if shape is None:
-            if len(self._shapes) >= SHAPES_KEPT:
+            if len(self._shapes) >= self._shapes_max:
                 self._shapes = {key: shape for key, shape in self._shapes.items() if len(shape)}
+                self._shapes_max = max(SHAPES_KEPT, 2 * len(self._shapes))
             shape = self._shapes[key] = Shape(spec)
         return shape
 
@@ -108,10 +118,7 @@ class ReadyQueue:
     def position(self, task: Task) -> int:
         """How many ready tasks of any shape come before this one."""
         rank = rank_of(task)
-        return sum(1 for shape in self.waiting_shapes() for other in shape if rank_of(other) < rank)
-
-
-SHAPES_KEPT = 1024  # Before those with nothing waiting are forgotten, with what was learned of their durations.
+        return sum(shape.count_before(rank) for shape in self.waiting_shapes())
 
 
 def rank_of(task: Task) -> Rank:
