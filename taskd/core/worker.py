@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import ceil
 
 from taskd.core import events as ev
@@ -30,12 +30,12 @@ SCANNED_MAX = 64  # Waiting attempts looked at in one go for one that fits.
 class _Running:
     """An attempt that a runner has."""
 
-    __slots__ = ("amounts", "is_call", "is_stopped", "is_timed_out", "spec", "started_s")
+    __slots__ = ("amounts", "is_short", "is_stopped", "is_timed_out", "spec", "started_s")
 
-    def __init__(self, spec: TaskSpec, amounts: dict[str, int], is_call: bool) -> None:
+    def __init__(self, spec: TaskSpec, amounts: dict[str, int], is_short: bool) -> None:
         self.spec = spec
         self.amounts = amounts
-        self.is_call = is_call  # of a handler
+        self.is_short = is_short  # a call that shares its slot with others of its kind
         self.started_s = 0.0
         self.is_timed_out = False
         self.is_stopped = False  # ended because this worker stops
@@ -57,7 +57,7 @@ class Worker:
         self._running: dict[msg.AttemptKey, _Running] = {}
         self._unacknowledged: dict[msg.AttemptKey, msg.AttemptEnded] = {}
         self._used: Counter[str] = Counter()
-        self._calls = 0  # handler calls among the running
+        self._short_count = 0  # among the running
         self._mean_s: dict[str, float] = {}  # of handler types: how long calls take
         self._handler_types = frozenset(handler.type for handler in offer.handlers)
         self._runs_seen = 0
@@ -202,12 +202,11 @@ class Worker:
             return
         for name, amount in running.amounts.items():
             self._used[name] -= amount
-        if running.is_call:
-            self._calls -= 1
-            if ended.started_s:
-                duration_s = ended.ended_s - ended.started_s
-                mean_s = self._mean_s.get(running.spec.type, duration_s)
-                self._mean_s[running.spec.type] = mean_s + (duration_s - mean_s) * 0.1
+        self._short_count -= running.is_short
+        if ended.started_s and running.spec.type in self._handler_types:
+            duration_s = ended.ended_s - ended.started_s
+            mean_s = self._mean_s.get(running.spec.type, duration_s)
+            self._mean_s[running.spec.type] = mean_s + (duration_s - mean_s) * 0.1
         if self._limits:
             self._limits.clear(("timeout", key))
             self._limits.clear(("grace", key))
@@ -338,6 +337,9 @@ class Worker:
         """Take waiting attempts that fit, best first. One that does not fit lets smaller ones behind it pass: the
         leader sends no more than fits, so that it does not wait long."""
         begins: list[Begin] = []
+        if len(self._waiting) > SCANNED_MAX + 2 * len(self._specs):  # Mostly given back.
+            self._waiting = [entry for entry in self._waiting if entry[4] in self._specs]
+            heapify(self._waiting)
         aside: list[tuple[int, float, bytes, int, msg.AttemptKey]] = []
         waiting, specs = self._waiting, self._specs
         while waiting and len(aside) < SCANNED_MAX:
@@ -346,8 +348,7 @@ class Worker:
             if spec is None:
                 heappop(waiting)  # Cancelled or given back.
                 continue
-            is_call = spec.type in self._handler_types
-            is_short = is_call and self._mean_s.get(spec.type, 1.0) < SHORT_CALL_S
+            is_short = spec.type in self._handler_types and self._mean_s.get(spec.type, 1.0) < SHORT_CALL_S
             if not self._has_slot(is_short):
                 break
             entry = heappop(waiting)
@@ -360,21 +361,18 @@ class Worker:
             del specs[key]
             for name, amount in amounts.items():
                 self._used[name] += amount
-            self._calls += is_call
-            self._running[key] = _Running(spec, amounts, is_call)
+            self._short_count += is_short
+            self._running[key] = _Running(spec, amounts, is_short)
             begins.append(Begin(key, spec))
         for entry in aside:
             heappush(waiting, entry)
         return begins
 
     def _has_slot(self, is_short: bool) -> bool:
-        slots = self.offer.slots
-        if len(self._running) < slots:
-            return True
-        if not is_short:
-            return False
-        others = len(self._running) - self._calls
-        return others + ceil((self._calls + 1) / CALLS_PER_SLOT) <= slots
+        """Whether a slot is free: short calls share one, everything else has its own."""
+        short_count = self._short_count
+        others = len(self._running) - short_count
+        return others + (not is_short) + ceil((short_count + is_short) / CALLS_PER_SLOT) <= self.offer.slots
 
     def _could_run(self, spec: TaskSpec) -> bool:
         """Whether it could run here on an idle machine. The offer may have changed while the task was on its way."""

@@ -850,3 +850,17 @@ def test_a_worker_with_an_impossible_epoch_is_not_believed(world: World) -> None
     world.settle()
     assert world.hosts[1].exited is None
     assert world.hosts[1].term.epoch == 1
+
+
+def test_short_calls_share_a_slot_and_never_one_with_a_long_task(world: World) -> None:
+    handlers = (msg.HandlerInfo("echo", b"{}"), msg.HandlerInfo("sleep", b"{}"))
+    world.cluster(offer=msg.Offer(2, {"cpus": 2000}, {}, (), handlers))
+    running = world.hosts[11].running
+    world.work = lambda begin: Outcome.OK
+    world.submit(type="echo")
+    world.work = lambda begin: None
+    world.submit(type="sleep")
+    world.submit(100, type="echo")
+    assert sorted(begin.spec.type for begin in running.values()) == ["echo"] * 32 + ["sleep"]
+    (other,) = world.submit(type="sleep", priority=1)
+    assert world.where(other) == []

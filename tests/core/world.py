@@ -270,9 +270,9 @@ class World:
 
     # -- Clients -------------------------------------------------------------------------------------------------------
 
-    def submit(self, count: int = 1, **options: object) -> list[bytes]:
-        """Submit commands at the leader; returns their ids."""
-        spec = TaskSpec("command", argv=("true",), submitted_s=self.utc, **options)  # type: ignore[arg-type]
+    def submit(self, count: int = 1, type: str = "command", **options: object) -> list[bytes]:
+        """Submit tasks at the leader; returns their ids."""
+        spec = TaskSpec(type, argv=("true",), submitted_s=self.utc, **options)  # type: ignore[arg-type]
         encoded = encode(spec)
         ids = []
         for _ in range(count):
