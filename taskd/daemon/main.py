@@ -58,10 +58,21 @@ def run(roles: tuple[Role, ...], config_path: Path | None, overrides: dict[str, 
         config = load_config(config_path, os.environ, overrides)
         logs.set_up(config.node.log_level, config.node.log_format, os.environ)
         daemon = Daemon(roles, config, lambda: load_config(config_path, os.environ, overrides))
-        return _run(daemon.run)
+        try:
+            return _run(daemon.run)
+        except BaseExceptionGroup as group:
+            raise _first_known(group) or group from None
     except TaskdError as error:
         print(f"taskd: {error.message}", file=sys.stderr)  # noqa: T201  # the log may not be set up yet
         return 1
+
+
+def _first_known(group: BaseExceptionGroup[BaseException]) -> TaskdError | None:
+    """What ended the daemon, where it was nothing but errors that can be told in words."""
+    known, unknown = group.split(TaskdError)
+    while isinstance(known, BaseExceptionGroup):
+        known = known.exceptions[0]  # type: ignore[assignment]  # a leaf at last
+    return known if unknown is None and isinstance(known, TaskdError) else None
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:

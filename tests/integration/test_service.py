@@ -40,6 +40,17 @@ def test_a_wrong_setting_is_refused_with_words(fresh: Cluster, tmp_path: Path) -
     head.process = None
 
 
+def test_a_port_in_use_is_refused_with_words(fresh: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        head = fresh.add("head", "scheduler", "--listen", f"127.0.0.1:{port}", env=ALONE).start(wait=False)
+        assert head.process is not None
+        assert head.process.wait(20) == 1
+        head.process = None
+    assert f"127.0.0.1:{port}" in head.log.read_text()
+    assert "bug" not in head.log.read_text()
+
+
 def test_sigterm_ends_in_good_order_and_leaves_no_socket(fresh: Cluster) -> None:
     fresh.start(1)
     worker = fresh.daemons[1]
