@@ -1,7 +1,8 @@
 """What ended attempts wrote, kept on the worker for a time and up to a size.
 
-One directory holds what ended in one hour (UTC), so that age is swept by whole directories without looking at files.
-A file is found by trying the hours, newest first: at most some hundred look-ups, and no index that could be wrong.
+One directory holds what ended in one hour (UTC): long outputs each in a file, short ones in bundles (bundle.py). So
+age is swept by whole directories without looking at files. An output is found by trying the hours, newest first: there
+is no index of everything that could be wrong.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 
-from taskd.runner.capture import Stream
+from taskd.runner.bundle import BundleWriter, Kept, find_bundled
+
+Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 _HOUR_S = 3600
 _HOUR = re.compile(r"\d{8}T\d\d")
+_BUNDLES = "bundles"
 
 
 class Swept(Struct, frozen=True):
@@ -30,39 +37,52 @@ class Swept(Struct, frozen=True):
 
 
 class Archive:
-    """The files of ended attempts, in `directory`."""
+    """The outputs of ended attempts, in `directory`. Sweeping runs in a thread, everything else on the event loop."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = str(directory)
         self._hour = -1
         self._hour_name = ""
-        self._lock = threading.Lock()  # Sweeping runs in a thread; this guards the sums.
+        self._bundle: BundleWriter | None = None
+        self._bundle_is_swept = False
+        self._lock = threading.Lock()  # Of the sums.
         self._bytes: dict[str, int] = {}  # By hour; hours of an earlier process are added by the first sweep.
 
     def open(self) -> None:
         """Make the directory. Raises OSError."""
         os.makedirs(self._directory, 0o700, exist_ok=True)
 
-    def keep(self, path: str, task_id: bytes, number: int, stream: Stream) -> None:
+    def keep_file(self, path: str, task_id: bytes, number: int, stream: Stream) -> None:
         """Move this file in. Raises OSError."""
-        hour = self._current_hour()
+        hour = self._enter_hour()
         target = f"{self._directory}/{hour}/{_file_name(task_id, number, stream)}"
-        try:
-            os.rename(path, target)
-        except FileNotFoundError:
-            self._add_hour(hour)
-            os.rename(path, target)
-        with self._lock:
-            if hour in self._bytes:
-                self._bytes[hour] += _disk_bytes(os.stat(target))
+        os.rename(path, target)
+        self._count(hour, _disk_bytes(os.stat(target)))
 
-    def find(self, task_id: bytes, number: int, stream: Stream) -> str | None:
-        """The path of what an attempt wrote; None where it wrote nothing, or it was swept."""
+    def keep_bytes(self, data: bytes, task_id: bytes, number: int, stream: Stream) -> None:
+        """Put a short output into a bundle. Raises OSError."""
+        hour = self._enter_hour()
+        bundle = self._bundle
+        if bundle is None or bundle.is_full or self._bundle_is_swept:
+            self._close_bundle()
+            bundle = self._bundle = BundleWriter(f"{self._directory}/{hour}/{_BUNDLES}")
+        try:
+            size = bundle.add(data, task_id, number, STREAMS.index(stream))
+        except OSError:
+            self._close_bundle()
+            raise
+        self._count(hour, size)
+
+    def find(self, task_id: bytes, number: int, stream: Stream) -> Kept | None:
+        """Where an attempt's output is; None where it wrote nothing, or it was swept."""
         name = _file_name(task_id, number, stream)
         for hour in reversed(self._hours()):
             path = f"{self._directory}/{hour}/{name}"
-            if os.path.exists(path):
-                return path
+            with contextlib.suppress(FileNotFoundError):
+                return Kept(path, 0, os.stat(path).st_size)
+            kept = find_bundled(f"{self._directory}/{hour}/{_BUNDLES}", task_id, number, STREAMS.index(stream))
+            if kept is not None:
+                return kept
         return None
 
     def sweep(self, now_s: float, age_max_s: float, bytes_max: int) -> Swept:
@@ -70,31 +90,41 @@ class Archive:
         disk is not exceeded. For a thread: takes as long as there are files to remove."""
         hours = self._hours()
         for hour in hours:
-            self._count_hour(hour)
+            self._learn_hour(hour)
         files = freed = 0
-        oldest_kept = _hour_name(now_s - age_max_s)
+        oldest_kept = _hour_of(now_s - age_max_s)
         for hour in hours:
+            is_old = hour < oldest_kept
             excess = self._total() - bytes_max
-            if hour < oldest_kept:
-                excess = self._bytes.get(hour, 0)
-            elif excess <= 0:
+            if excess <= 0 and not is_old:
                 break
-            removed, removed_bytes = self._shrink(hour, excess, everything=hour < oldest_kept)
+            removed, removed_bytes = self._shrink(hour, excess, everything=is_old)
             files += removed
             freed += removed_bytes
         return Swept(files, freed, self._total())
 
-    def _current_hour(self) -> str:
+    def close(self) -> None:
+        """Let go of all files."""
+        self._close_bundle()
+
+    def _enter_hour(self) -> str:
+        """The directory for what ends now, made where it is missing."""
         now_s = time.time()
-        if int(now_s // _HOUR_S) != self._hour:
-            self._hour = int(now_s // _HOUR_S)
-            self._hour_name = _hour_name(now_s)
+        hour = int(now_s // _HOUR_S)
+        if hour != self._hour or not os.path.isdir(f"{self._directory}/{self._hour_name}"):
+            self._close_bundle()
+            name = _hour_of(now_s)
+            with self._lock, contextlib.suppress(FileExistsError):
+                os.makedirs(f"{self._directory}/{name}", 0o700)
+                self._bytes[name] = 0
+            self._hour, self._hour_name = hour, name
         return self._hour_name
 
-    def _add_hour(self, hour: str) -> None:
-        with self._lock:
-            os.makedirs(f"{self._directory}/{hour}", 0o700)
-            self._bytes[hour] = 0
+    def _close_bundle(self) -> None:
+        self._bundle_is_swept = False
+        if self._bundle is not None:
+            self._bundle.close()
+            self._bundle = None
 
     def _hours(self) -> list[str]:
         """Oldest first."""
@@ -103,51 +133,63 @@ class Archive:
         except FileNotFoundError:  # Removed by hand: made again with the next output.
             return []
 
+    # -- Sums ----------------------------------------------------------------------------------------------------------
+
+    def _count(self, hour: str, size: int) -> None:
+        with self._lock:
+            if hour in self._bytes:
+                self._bytes[hour] += size
+
     def _total(self) -> int:
         with self._lock:
             return sum(self._bytes.values())
 
-    def _count_hour(self, hour: str) -> None:
-        """Learn what an earlier process kept. Files that arrive meanwhile may count twice, never not at all."""
+    def _learn_hour(self, hour: str) -> None:
+        """What an earlier process kept in it. Outputs that arrive meanwhile may count twice, never not at all."""
         with self._lock:
             if hour in self._bytes:
                 return
             self._bytes[hour] = 0
-        total = 0
-        with os.scandir(f"{self._directory}/{hour}") as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    total += _disk_bytes(entry.stat(follow_symlinks=False))
-        with self._lock:
-            self._bytes[hour] += total
+        self._count(hour, sum(_disk_bytes(status) for _, status in self._files(hour)))
+
+    # -- Removal -------------------------------------------------------------------------------------------------------
+
+    def _files(self, hour: str) -> Iterator[tuple[str, os.stat_result]]:
+        for directory in (f"{self._directory}/{hour}", f"{self._directory}/{hour}/{_BUNDLES}"):
+            with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file(follow_symlinks=False):
+                            yield entry.path, entry.stat(follow_symlinks=False)
 
     def _shrink(self, hour: str, bytes_wanted: int, everything: bool) -> tuple[int, int]:
         """Remove the oldest files of one hour until so many bytes are free; then the hour itself if it is empty."""
-        directory = f"{self._directory}/{hour}"
-        found: list[tuple[float, str, int]] = []
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat(follow_symlinks=False)
-                    found.append((status.st_mtime, entry.path, _disk_bytes(status)))
-        found.sort()
+        with self._lock:
+            counted = self._bytes.get(hour, 0)
+        found = sorted((status.st_mtime, path, _disk_bytes(status)) for path, status in self._files(hour))
+        counted_amiss = counted - sum(size for _, _, size in found)  # Bundles are counted by the byte.
         files = freed = 0
         for _, path, size in found:
             if freed >= bytes_wanted and not everything:
                 break
+            bundle = self._bundle
+            if bundle is not None and path.startswith(bundle.path):
+                self._bundle_is_swept = True  # The one that is being written, or its index: let another begin.
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 files += 1
                 freed += size
         with self._lock:
-            self._bytes[hour] = max(0, self._bytes.get(hour, 0) - freed)
+            self._bytes[hour] = self._bytes.get(hour, 0) - counted_amiss - freed
             with contextlib.suppress(OSError):  # Not empty.
-                os.rmdir(directory)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(f"{self._directory}/{hour}/{_BUNDLES}")
+                os.rmdir(f"{self._directory}/{hour}")
                 del self._bytes[hour]
         return files, freed
 
 
-def _hour_name(time_s: float) -> str:
+def _hour_of(time_s: float) -> str:
     return time.strftime("%Y%m%dT%H", time.gmtime(max(0.0, time_s)))
 
 

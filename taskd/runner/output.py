@@ -11,8 +11,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 from taskd.protocol.messages import AttemptKey
-from taskd.runner.archive import Archive, Swept
-from taskd.runner.capture import Capture, Captured, Slots, Stream
+from taskd.runner.archive import Archive, Stream, Swept
+from taskd.runner.bundle import Kept
+from taskd.runner.capture import Capture, Captured, Slots
 
 STREAM_BYTES_MAX = 256 << 20  # Of one stream of one attempt, by default; past it the oldest part is dropped.
 CHUNK_BYTES = 64 << 10
@@ -25,16 +26,14 @@ class Output:
 
     def __init__(self, directory: Path, stream_bytes_max: int = STREAM_BYTES_MAX) -> None:
         self.stream_bytes_max = stream_bytes_max
-        self._slots = Slots(directory / "slots")
         self._archive = Archive(directory / "output")
+        self._slots = Slots(directory / "slots", self._archive)
         self._running: dict[tuple[bytes, int], Capture] = {}
 
     async def open(self) -> None:
         """Take in what a killed daemon's attempts wrote, and get ready. After their processes have ended. Raises
         OSError."""
         self._archive.open()
-        for found in self._slots.found():
-            self._archive.keep(found.path, found.task_id, found.number, found.stream)
         await self._slots.open()
 
     def begin(self, key: AttemptKey) -> Capture:
@@ -46,13 +45,7 @@ class Output:
     def end(self, capture: Capture) -> Captured:
         """The attempt has ended and none of its processes is left: who follows it gets the rest, then the end."""
         key = capture.key
-        captured, written = self._slots.take_back(capture)
-        for stream, path in written:
-            try:
-                self._archive.keep(path, key.task_id, key.number, stream)
-            except OSError:  # No space for a directory, say: the report has the tail all the same.
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+        captured = self._slots.take_back(capture)
         if self._running.get((key.task_id, key.number)) is capture:
             del self._running[key.task_id, key.number]
         return captured
@@ -70,25 +63,19 @@ class Output:
 
     def size(self, task_id: bytes, number: int, stream: Stream) -> int | None:
         """How many bytes an attempt has written so far; None where nothing is here (nothing written, or swept)."""
-        path = self._path(task_id, number, stream)
-        try:
-            return None if path is None else os.stat(path).st_size
-        except FileNotFoundError:
-            return None
+        kept = self._find(task_id, number, stream)
+        return None if kept is None else kept.size
 
     def read(self, task_id: bytes, number: int, stream: Stream, offset: int, length: int) -> tuple[int, bytes]:
         """At most `length` bytes from `offset` on, and where they begin: later than asked where the bytes there were
         dropped. Empty at the end, and where nothing is here."""
-        path = self._path(task_id, number, stream)
-        try:
-            if path is None:
-                return offset, b""
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        kept = self._find(task_id, number, stream)
+        fd = -1 if kept is None else _open(kept.path)
+        if kept is None or fd < 0:
             return offset, b""
         try:
-            offset = max(offset, _first_kept(fd))
-            return offset, os.pread(fd, length, offset)
+            offset = max(offset, _first_kept(fd, kept))
+            return offset, os.pread(fd, max(0, min(length, kept.size - offset)), kept.start + offset)
         finally:
             os.close(fd)
 
@@ -99,16 +86,21 @@ class Output:
         within 0.1 s of being written, and everything written before the end. Dropped bytes are replaced by a line that
         says so. Follow only an attempt that has begun: of one not known here there is nothing to come."""
         capture = self._running.get((task_id, number))
-        path = self._path(task_id, number, stream)
-        if path is None:
+        if capture is None:
+            # In a thread: among very many outputs the search takes a while.
+            kept = await asyncio.to_thread(self._archive.find, task_id, number, stream)
+        else:
+            kept = self._find(task_id, number, stream)
+        # A descriptor of its own: the file may be moved when the attempt ends.
+        fd = -1 if kept is None else _open(kept.path)
+        if kept is None or fd < 0:
             return
         try:
-            # Of its own: the file is moved when the attempt ends, and the descriptor goes with it.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        try:
-            async with contextlib.aclosing(_parts(fd, capture, stream, offset, follow)) as parts:
+            if capture is None:
+                source = _kept_parts(fd, kept, offset)
+            else:
+                source = _live_parts(fd, capture, stream, offset, follow)
+            async with contextlib.aclosing(source) as parts:
                 async for part in parts:
                     yield part
         finally:
@@ -122,37 +114,54 @@ class Output:
     async def close(self) -> None:
         """Let go of all files. After all attempts have ended."""
         await self._slots.close()
+        self._archive.close()
 
-    def _path(self, task_id: bytes, number: int, stream: Stream) -> str | None:
+    def _find(self, task_id: bytes, number: int, stream: Stream) -> Kept | None:
         capture = self._running.get((task_id, number))
-        if capture is not None:
-            return capture.slot.files[stream].path
-        return self._archive.find(task_id, number, stream)
+        if capture is None:
+            return self._archive.find(task_id, number, stream)
+        file = capture.slot.files[stream]
+        return Kept(file.path, 0, file.size())
 
 
-async def _parts(fd: int, capture: Capture | None, stream: Stream, offset: int, follow: bool) -> AsyncGenerator[bytes]:
-    os.posix_fadvise(fd, offset, 0, os.POSIX_FADV_SEQUENTIAL)
+async def _kept_parts(fd: int, kept: Kept, offset: int) -> AsyncGenerator[bytes]:
+    """Of an attempt that has ended."""
+    os.posix_fadvise(fd, kept.start + offset, kept.size, os.POSIX_FADV_SEQUENTIAL)
+    while offset < kept.size:
+        at, part = _read_part(fd, kept, offset)
+        if at > offset:
+            yield _notice(at - offset)
+        if not part:
+            return
+        yield part
+        offset = at + len(part)
+
+
+async def _live_parts(fd: int, capture: Capture, stream: Stream, offset: int, follow: bool) -> AsyncGenerator[bytes]:
+    """Of an attempt that ran when this began."""
     wait_s = POLL_S_MIN
     seen = 0
     while True:
-        # Once ended, the file may serve another attempt: no byte beyond the final size is this one's.
-        sizes = capture.sizes if capture is not None else None
-        size = os.fstat(fd).st_size if sizes is None else sizes[stream]
+        has_ended = capture.sizes is not None
+        size = os.fstat(fd).st_size if capture.sizes is None else capture.sizes[stream]
         if size < seen:  # The task has cut off its own output.
             offset = 0
         seen = size
+        if has_ended and len(capture.tails[stream]) == size:
+            # What was short was copied, and its file may be another attempt's by now.
+            if offset < size:
+                yield capture.tails[stream][offset:]
+            return
         if offset < size:
-            wait_s = POLL_S_MIN
-            kept = _first_kept(fd)
-            if kept > offset:
-                yield b"[taskd: %d bytes were dropped here, the output is too long to keep it all]\n" % (kept - offset)
-                offset = kept
-            part = os.pread(fd, min(CHUNK_BYTES, size - offset), offset)
-            offset += len(part)
+            at, part = _read_part(fd, Kept("", 0, size), offset)
+            if at > offset:
+                yield _notice(at - offset)
+            offset = at + len(part)
             if part:
+                wait_s = POLL_S_MIN
                 yield part
                 continue
-        if capture is None or not follow or sizes is not None:
+        if has_ended or not follow:
             return
         await _wait_for_end(capture, wait_s)
         wait_s = min(wait_s * 2, POLL_S_MAX)
@@ -166,9 +175,27 @@ async def _wait_for_end(capture: Capture, timeout_s: float) -> None:
             await capture.ended.wait()
 
 
-def _first_kept(fd: int) -> int:
-    """Where the first byte stands that was not dropped: dropping leaves a hole at the front."""
+def _read_part(fd: int, kept: Kept, offset: int) -> tuple[int, bytes]:
+    """Where the next bytes are that were not dropped, and some of them; none at the end."""
+    at = max(offset, _first_kept(fd, kept))
+    return at, os.pread(fd, max(0, min(CHUNK_BYTES, kept.size - at)), kept.start + at)
+
+
+def _first_kept(fd: int, kept: Kept) -> int:
+    """Dropping leaves a hole at the front of a file; a bundle has none."""
     try:
-        return os.lseek(fd, 0, os.SEEK_DATA)
-    except OSError:
-        return os.fstat(fd).st_size  # All of it is one hole.
+        return min(os.lseek(fd, 0, os.SEEK_DATA), kept.size)
+    except OSError:  # All of it is one hole.
+        return kept.size
+
+
+def _notice(dropped: int) -> bytes:
+    return b"[taskd: %d bytes were dropped here, the output is too long to keep it all]\n" % dropped
+
+
+def _open(path: str) -> int:
+    """-1 where it is no longer there."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1

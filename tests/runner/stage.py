@@ -16,7 +16,7 @@ from taskd.core.effects import Begin
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_report
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, Term
 from taskd.runner.base import Kind, Place
-from taskd.runner.capture import Stream
+from taskd.runner.archive import Stream
 from taskd.runner.cgroup import Cgroups
 from taskd.runner.command import CommandKind
 from taskd.runner.limits import OomCounter

@@ -133,7 +133,9 @@ async def test_program_installed_ahead_is_found_soon(
 
 async def test_relative_path_is_relative_to_the_working_directory(stage: Stage, tmp_path: Path) -> None:
     _install(tmp_path / "bin", "greet", "hello")
-    assert (await stage.run("greet", env={"PATH": "bin:/bin"}, cwd=str(tmp_path))).stdout == "hello\n"
+    _install(tmp_path / "other", "greet", "wrong")
+    path = {"PATH": f"bin:{tmp_path}/other"}
+    assert (await stage.run("greet", env=path, cwd=str(tmp_path))).stdout == "hello\n"
 
 
 async def test_what_cannot_be_started_says_why(stage: Stage, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from taskd.core.task import Outcome
+from taskd.core.task import OUTPUT_TAIL_BYTES, Outcome
 from taskd.protocol.messages import AttemptKey
-from taskd.runner import capture, command
+from taskd.runner import bundle, capture, command
 from taskd.runner.archive import Archive
 from taskd.runner.output import Output
 from tests.runner.stage import WAIT_S, Stage, child, new_key, until
@@ -267,21 +267,124 @@ async def test_output_that_cannot_be_kept_leaves_its_tail(
     os.write(lent.stdout_fd, b"words")
     lent.close_descriptors()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", full)
+        patch.setattr(os, "makedirs", full)
         assert output.end(lent).stdout_tail == b"words"
     key = new_key()
     _write(output, key, b"next")
     assert output.read(key.task_id, 1, "stdout", 0, 100) == (0, b"next")
 
 
-# -- Removal -----------------------------------------------------------------------------------------------------------
+# -- The archive -------------------------------------------------------------------------------------------------------
+
+
+async def test_short_outputs_share_a_file_and_long_ones_do_not(output: Output, tmp_path: Path) -> None:
+    keys = [new_key(number) for number in range(1, 51)]
+    for key in keys:
+        _write(output, key, b"output of %d" % key.number)
+    long = new_key()
+    _write(output, long, b"x" * (OUTPUT_TAIL_BYTES + 1))
+    for key in keys:
+        text = b"output of %d" % key.number
+        assert output.read(key.task_id, key.number, "stdout", 0, 100) == (0, text)
+        assert output.read(key.task_id, key.number, "stdout", 7, 2) == (7, text[7:9])
+        assert output.read(key.task_id, key.number, "stdout", 1000, 2) == (1000, b"")
+        assert output.read(key.task_id, key.number, "stderr", 0, 100) == (0, b"")
+        assert await _all(output.stream(key.task_id, key.number, "stdout", 3)) == text[3:]
+        assert output.size(key.task_id, key.number, "stdout") == len(text)
+    assert output.size(long.task_id, 1, "stdout") == OUTPUT_TAIL_BYTES + 1
+    names = sorted(path.name for path in (tmp_path / "output").rglob("*") if path.is_file())
+    assert names == ["1", "1.index", f"{long.task_id.hex()}.1.stdout"]
+
+
+async def test_follower_gets_a_short_output_whose_file_serves_the_next(output: Output) -> None:
+    first, second = new_key(), new_key()
+    lent = output.begin(first)
+    reading = asyncio.ensure_future(_all(output.stream(first.task_id, 1, "stdout", 2, follow=True)))
+    await asyncio.sleep(0)  # Now it has the file open and waits.
+    os.write(lent.stdout_fd, b"first")
+    lent.close_descriptors()
+    output.end(lent)
+    again = output.begin(second)
+    os.write(again.stdout_fd, b"second, and longer")
+    assert await reading == b"rst"
+    again.close_descriptors()
+    output.end(again)
+
+
+def test_bundles_are_found_after_a_restart_and_begun_anew(tmp_path: Path) -> None:
+    keys = [new_key() for _ in range(3)]
+    for key in keys:
+        archive = Archive(tmp_path / "output")
+        archive.open()
+        archive.keep_bytes(key.task_id, key.task_id, key.number, "stderr")
+        archive.close()
+    kept = [archive.find(key.task_id, 1, "stderr") for key in keys]
+    assert [Path(it.path).name for it in kept if it is not None] == ["1", "2", "3"]
+    assert [(it.start, it.size) for it in kept if it is not None] == [(0, 16)] * 3
+
+
+def test_bundle_that_is_full_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "BUNDLE_BYTES_MAX", 100)
+    archive = Archive(tmp_path / "output")
+    archive.open()
+    keys = [new_key() for _ in range(5)]
+    for key in keys:
+        archive.keep_bytes(b"x" * 60, key.task_id, 1, "stdout")
+    kept = [archive.find(key.task_id, 1, "stdout") for key in keys]
+    assert [(Path(it.path).name, it.start) for it in kept if it is not None] == [
+        ("1", 0), ("1", 60), ("2", 0), ("2", 60), ("3", 0)
+    ]  # fmt: skip
+    archive.close()
+
+
+def test_half_written_bundle_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    writer = bundle.BundleWriter(str(tmp_path))
+    first, second, third = (new_key().task_id for _ in range(3))
+    for task_id in (first, second, third):
+        writer.add(b"0123456789", task_id, 1, 0)
+    writer.close()
+    os.truncate(writer.path, 19)
+    os.truncate(writer.path + ".index", os.stat(writer.path + ".index").st_size - 1)
+    assert bundle.find_bundled(str(tmp_path), first, 1, 0) == bundle.Kept(writer.path, 0, 10)
+    assert bundle.find_bundled(str(tmp_path), second, 1, 0) is None
+    assert bundle.find_bundled(str(tmp_path), third, 1, 0) is None
+
+
+def test_name_across_two_records_is_passed_over(tmp_path: Path) -> None:
+    writer = bundle.BundleWriter(str(tmp_path))
+    second = bytes(range(16, 32))
+    # What the index will hold from the offset of its second record to the middle of its third: it looks like a name.
+    across = (2).to_bytes(8)[5:] + (2).to_bytes(4) + second + (1).to_bytes(8)[:2]
+    task_id, number, stream = across[:16], int.from_bytes(across[16:24]), across[24]
+    writer.add(b"ab", task_id, number, stream)
+    writer.add(b"cd", bytes(range(16)), 1, 0)
+    writer.add(b"ef", second, 1, 1)
+    writer.close()
+    assert Path(writer.path + ".index").read_bytes().rfind(across) == 37 + 30
+    assert bundle.find_bundled(str(tmp_path), task_id, number, stream) == bundle.Kept(writer.path, 0, 2)
+
+
+def test_short_write_ends_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(tmp_path / "output")
+    archive.open()
+    keys = [new_key() for _ in range(3)]
+    archive.keep_bytes(b"first", keys[0].task_id, 1, "stdout")
+    whole_write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: whole_write(fd, data[:2]))
+        with pytest.raises(OSError, match="No space"):
+            archive.keep_bytes(b"second", keys[1].task_id, 1, "stdout")
+    archive.keep_bytes(b"third", keys[2].task_id, 1, "stdout")
+    found = [archive.find(key.task_id, 1, "stdout") for key in keys]
+    assert [it and (Path(it.path).name, it.start, it.size) for it in found] == [("1", 0, 5), None, ("2", 0, 5)]
+    archive.close()
 
 
 def _keep(archive: Archive, tmp_path: Path, key: AttemptKey, size: int, ended_s: float) -> None:
     source = tmp_path / "new"
     source.write_bytes(b"x" * size)
     os.utime(source, (ended_s, ended_s))
-    archive.keep(str(source), key.task_id, key.number, "stdout")
+    archive.keep_file(str(source), key.task_id, key.number, "stdout")
 
 
 def test_old_output_is_swept_by_the_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,3 +422,52 @@ def test_oldest_output_goes_when_there_is_too_much(tmp_path: Path, is_restarted:
     key = new_key()
     _keep(archive, tmp_path, key, 40_960, now_s)
     assert archive.find(key.task_id, 1, "stdout") is not None
+
+
+def test_bundles_are_swept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "BUNDLE_BYTES_MAX", 60_000)
+    archive = Archive(tmp_path / "output")
+    archive.open()
+    keys = [new_key() for _ in range(4)]
+    for key in keys:
+        archive.keep_bytes(b"x" * 60_000, key.task_id, 1, "stdout")
+        os.utime(archive.find(key.task_id, 1, "stdout").path, (1000.0 + key.number, 1000.0))  # type: ignore[union-attr]
+    swept = archive.sweep(time.time(), HOUR_S, 150_000)
+    assert swept.bytes_kept <= 150_000
+    assert [archive.find(key.task_id, 1, "stdout") is not None for key in keys] == [False, False, True, True]
+    assert archive.sweep(time.time(), HOUR_S, 0).bytes_kept == 0
+    assert os.listdir(tmp_path / "output") == []
+    archive.keep_bytes(b"new", keys[0].task_id, 2, "stdout")
+    assert archive.find(keys[0].task_id, 2, "stdout") is not None
+    archive.close()
+
+
+def test_bundle_that_is_swept_while_it_is_written_is_followed_by_another(tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "output")
+    archive.open()
+    short, long = new_key(), new_key()
+    archive.keep_bytes(b"x" * 50_000, short.task_id, 1, "stdout")
+    _keep(archive, tmp_path, long, 40_960, time.time() + 60)
+    archive.sweep(time.time(), HOUR_S, 50_000)
+    assert archive.find(short.task_id, 1, "stdout") is None
+    assert archive.find(long.task_id, 1, "stdout") is not None
+    archive.keep_bytes(b"new", short.task_id, 2, "stdout")
+    assert archive.find(short.task_id, 2, "stdout") is not None
+    archive.close()
+
+
+def test_index_without_its_bundle_is_in_nobodys_way(tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "output")
+    archive.open()
+    first, second = new_key().task_id, new_key().task_id
+    archive.keep_bytes(b"first", first, 1, "stdout")
+    archive.close()
+    kept = archive.find(first, 1, "stdout")
+    assert kept is not None
+    os.unlink(kept.path)
+    assert archive.find(first, 1, "stdout") is None
+    archive.keep_bytes(b"second", second, 1, "stdout")
+    assert archive.find(second, 1, "stdout") is not None
+    assert archive.sweep(time.time() + 9 * HOUR_S, HOUR_S, 1 << 30).bytes_kept == 0
+    assert os.listdir(tmp_path / "output") == []
+    archive.close()
