@@ -1,8 +1,8 @@
 """A process that runs Python handlers: reads calls in batches, makes them one after the other, reports in batches.
 
-Two sockets lead to the worker. The main thread reads calls from the first and makes them. A second thread listens on the
-other: it gives back calls that have not begun, when another process idles, and cancels async ones. A third one sees to it
-that results do not wait behind a slow call.
+Two sockets lead to the worker. The main thread reads calls from the first and makes them. A second thread listens on
+the other: it gives back calls that have not begun, when another process idles, and cancels async ones. A third one
+sees to it that results do not wait behind a slow call.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -32,7 +33,6 @@ from taskd.runner.handler_messages import (
     CallEnded,
     Calls,
     CancelCall,
-    Ended,
     Ready,
     Setup,
     TakeBack,
@@ -40,10 +40,10 @@ from taskd.runner.handler_messages import (
     ToControl,
     ToProcess,
 )
+from taskd.runner.handler_results import HELD_S, Results
 
-FLUSH_S = 0.001  # Results are sent together that ended within this time of each other.
-HELD_S = 0.003  # And no result waits longer than this behind a call that goes on.
 _PR_SET_PDEATHSIG = 1
+_NOT_THE_HANDLERS = (__name__, "asyncio.")  # modules whose frames begin every traceback
 
 _encode_json = msgspec.json.Encoder().encode
 _to_process: msgspec.msgpack.Decoder[Setup | Calls] = msgspec.msgpack.Decoder(ToProcess)
@@ -58,8 +58,10 @@ class _Channel:
     """Blocking frames on a socket."""
 
     def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)  # It came through exec; what handlers start is not to have it.
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(True)
+        self._sending = threading.Lock()
 
     def receive(self) -> bytes:
         """The body of the next frame. Raises _Closed."""
@@ -70,21 +72,25 @@ class _Channel:
         """Whether something is there to be read."""
         try:
             return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
+        except OSError:
             return False
 
     def send(self, message: Any) -> None:
         """Send a frame whole. Raises _Closed."""
         body = encode(message)
         try:
-            self._socket.sendall(len(body).to_bytes(HEAD_BYTES, "big") + body)
+            with self._sending:
+                self._socket.sendall(len(body).to_bytes(HEAD_BYTES, "big") + body)
         except OSError:
             raise _Closed from None
 
     def _exactly(self, size: int) -> bytes:
         parts: list[bytes] = []
         while size:
-            part = self._socket.recv(size)
+            try:
+                part = self._socket.recv(size)
+            except OSError:
+                raise _Closed from None
             if not part:
                 raise _Closed
             parts.append(part)
@@ -130,18 +136,17 @@ class _Printed:
 class HandlerProcess:
     """The process's life."""
 
-    def __init__(self, calls_descriptor: int, control_descriptor: int) -> None:
+    def __init__(self, calls_descriptor: int, control_descriptor: int, results_descriptor: int) -> None:
         self._channel = _Channel(calls_descriptor)
         self._control = _Channel(control_descriptor)
+        self._results = Results(results_descriptor, self._channel.send)
         self._handlers: dict[str, declared.Handler] = {}
         self._waiting: deque[Call] = deque()
-        self._ended: deque[CallEnded] = deque()  # Two threads take from it, so that it is never replaced.
-        self._flushed_at = 0.0
-        self._flushing = threading.Lock()
         self._reading = threading.Lock()
         self._is_busy = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: tuple[int, asyncio.Task[Any]] | None = None
+        self._cancelled = 0  # the call that was last to be cancelled: it may not have begun by then
         self._printed = _Printed()
 
     def run(self) -> None:
@@ -156,13 +161,11 @@ class HandlerProcess:
                 while True:
                     try:
                         call = self._waiting.popleft()
-                    except IndexError:
+                    except IndexError:  # The other thread takes from it, too.
                         break
-                    self._ended.append(self._make(call))
-                    if time.monotonic() - self._flushed_at > FLUSH_S:
-                        self._flush()
+                    self._results.add(self._make(call))
                 self._is_busy.clear()
-                self._flush()
+                self._results.flush()
         except _Closed:
             return
 
@@ -184,16 +187,6 @@ class HandlerProcess:
         assert isinstance(message, Calls)
         self._waiting.extend(message.calls)
 
-    def _flush(self) -> None:
-        with self._flushing:
-            ended: list[CallEnded] = []
-            with contextlib.suppress(IndexError):
-                while True:
-                    ended.append(self._ended.popleft())
-            self._flushed_at = time.monotonic()
-            if ended:
-                self._channel.send(Ended(ended))
-
     # -- Calls ---------------------------------------------------------------------------------------------------------
 
     def _make(self, call: Call) -> CallEnded:
@@ -213,16 +206,15 @@ class HandlerProcess:
             return _failed("NoHandler", f"this worker has no handler {call.type!r}")
         token = declared._current.set(declared.Current(call.task_id, call.attempt, call.fence))
         try:
-            arguments, keywords = found.bind(call.params)
-        except msgspec.DecodeError as error:
-            return _failed("InvalidParams", str(error))
-        try:
-            if found.is_async:
-                value = self._await(call.number, found.function(*arguments, **keywords))
-            else:
-                value = found.function(*arguments, **keywords)
+            try:
+                arguments, keywords = found.bind(call.params)
+            except msgspec.DecodeError as error:
+                return _failed("InvalidParams", str(error))
+            value = found.function(*arguments, **keywords)
+            if isinstance(value, Coroutine):  # Also of a plain function that wraps an async one.
+                value = self._await(call.number, value)
             result = b"null" if value is None else _encode_json(value)
-        except BaseException as error:  # noqa: BLE001  # SystemExit and KeyboardInterrupt cost one attempt, no more
+        except BaseException as error:  # SystemExit and KeyboardInterrupt cost one attempt, no more
             return _failed(type(error).__name__, _text(error), _traceback(error))
         finally:
             declared._current.reset(token)
@@ -236,6 +228,8 @@ class HandlerProcess:
             asyncio.set_event_loop(self._loop)
         task = self._loop.create_task(work)
         self._running = (number, task)
+        if self._cancelled == number:
+            task.cancel()
         try:
             return self._loop.run_until_complete(task)
         finally:
@@ -248,6 +242,7 @@ class HandlerProcess:
             while True:
                 message = _to_control.decode(self._control.receive())
                 if isinstance(message, CancelCall):
+                    self._cancelled = message.number
                     running = self._running
                     if running is not None and running[0] == message.number and self._loop is not None:
                         self._loop.call_soon_threadsafe(running[1].cancel)
@@ -268,49 +263,52 @@ class HandlerProcess:
         with contextlib.suppress(IndexError):
             while True:
                 numbers.append(self._waiting.pop().number)
-        with self._flushing:
-            self._channel.send(TakenBack(numbers))
+        self._channel.send(TakenBack(numbers))
 
     def _keep_flushing(self) -> None:
         with contextlib.suppress(_Closed):
             while True:
                 self._is_busy.wait()
                 time.sleep(HELD_S)
-                if self._ended and time.monotonic() - self._flushed_at > HELD_S:
-                    self._flush()
+                self._results.flush_held()
 
 
 def _failed(type: str, message: str, traceback: str = "") -> tuple[Outcome, Report]:
-    return Outcome.EXCEPTION, Report(error=error_info(type, message, traceback))
+    return Outcome.EXCEPTION, Report(error=error_info(_encodable(type), _encodable(message), _encodable(traceback)))
+
+
+def _encodable(text: str) -> str:
+    """Text without the halves of characters that Python makes of file names which are no UTF-8."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001  # a handler's own exception class may fail at anything
+    except Exception:  # a handler's own exception class may fail at anything
         return "(the error cannot be shown)"
 
 
 def _traceback(error: BaseException) -> str:
     """The part of the traceback that is the handler's."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in (__name__, "__main__"):
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(_NOT_THE_HANDLERS):
         frames = frames.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, frames))
-    except Exception:  # noqa: BLE001
+    except Exception:
         return ""
 
 
 def main(arguments: list[str]) -> None:
-    """The program: two descriptors, and the id of the process that must be our parent."""
-    calls_descriptor, control_descriptor, parent = map(int, arguments)
+    """The program: its descriptors, and the id of the process that must be its parent."""
+    *descriptors, parent = map(int, arguments)
     # Handlers must not outlive their worker: nobody would take their results.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    HandlerProcess(calls_descriptor, control_descriptor).run()
+    HandlerProcess(*descriptors).run()
     os._exit(0)  # Threads of handlers that do not end must not keep the process.
 
 

@@ -8,71 +8,41 @@ attempt and nothing else: what waited behind it goes to another one, and a new p
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
-import subprocess
-import sys
+import time
 from collections.abc import Sequence
-from pathlib import Path
-
-import msgspec
 
 from taskd.core.effects import Begin
-from taskd.core.task import Outcome, Report, encode
+from taskd.core.task import Outcome, Report
 from taskd.protocol.messages import AttemptEnded, AttemptKey, HandlerInfo
 from taskd.runner.base import OnProgress, Place, Progress, ended, error_info, fence, task_id_text
-from taskd.runner.handler_messages import (
-    HEAD_BYTES,
-    Call,
-    Calls,
-    CancelCall,
-    Ended,
-    FromProcess,
-    Ready,
-    Setup,
-    TakeBack,
-    TakenBack,
-)
+from taskd.runner.handler_channel import Channel
+from taskd.runner.handler_messages import Call, Calls, CancelCall, Ended, Ready, Setup, TakeBack, TakenBack
 from taskd.runner.reaper import Reaper
 
 LOOK_S = 0.05  # How often held-up calls, memory and output are looked at while something runs.
-FRAME_BYTES_MAX = 64 << 20
-OUTPUT_KEPT_BYTES_MAX = 16 << 20  # Of what a call prints, before its beginning is dropped.
+LONG_S = 1.0  # A call that runs for so long may be one that prints without end.
 START_BACKOFF_S_MAX = 30.0
 READY_TIMEOUT_S = 60.0
-
-_from_process: msgspec.msgpack.Decoder[Ready | Ended | TakenBack] = msgspec.msgpack.Decoder(FromProcess)
-
-
-def start_command(calls_descriptor: int, control_descriptor: int) -> list[str]:
-    """How a handler process is started."""
-    return [
-        sys.executable, "-P", "-m", "taskd.runner.handler_process", str(calls_descriptor), str(control_descriptor),
-        str(os.getpid()),
-    ]  # fmt: skip
 
 
 class _Process:
     """One handler process, as the pool sees it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], calls: socket.socket, control: socket.socket) -> None:
-        self.process = process
-        self.pidfd = os.pidfd_open(process.pid)
-        self.calls = calls
-        self.control = control
+    channel: Channel
+
+    def __init__(self) -> None:
         self.is_ready = False
         self.is_due = False  # to be replaced; makes calls until its successor is ready
         self.is_retiring = False
         self.made = 0
         self.outstanding: dict[int, Begin] = {}  # in the order given: the first one is being made
         self.to_send: list[Call] = []
-        self.buffer = bytearray()
-        self.unsent = bytearray()
         self.head_since = 0.0
         self.head_looked_at: int | None = None
         self.asked_back = False
+        self.signalled_for: int | None = None  # the call for whose sake it was last told to die
 
     @property
     def takes_calls(self) -> bool:
@@ -136,6 +106,9 @@ class HandlerPool:
         except TimeoutError:
             self.problems = (*self.problems, f"handler modules were not imported within {READY_TIMEOUT_S:g} s")
         if not self.handlers:
+            if self._restart_handle is not None:
+                self._restart_handle.cancel()
+                self._restart_handle = None
             await self._end_all()  # Nothing to run: no process, no memory.
             return
         self._fill_up()
@@ -156,7 +129,7 @@ class HandlerPool:
         was_closing, self._is_closing = self._is_closing, True
         self._all_gone = self._loop.create_future()
         for process in self._processes:
-            _signal_group(process.process.pid, signal.SIGKILL)
+            process.channel.signal(signal.SIGKILL)
         if self._processes:
             await self._all_gone
         self._all_gone = None
@@ -165,40 +138,24 @@ class HandlerPool:
     def _fill_up(self) -> None:
         """Have as many processes as there should be."""
         self._restart_handle = None
-        while sum(not process.is_due for process in self._processes) < self._count:
+        while sum(not process.is_due for process in self._processes) < self._count and self._restart_handle is None:
             self._start_process()
 
     def _start_process(self) -> None:
-        ours, theirs = socket.socketpair()
-        our_control, their_control = socket.socketpair()
-        ours.setblocking(False)
-        our_control.setblocking(False)
-        root = str(Path(__file__).parents[2])
-        inherited = os.environ.get("PYTHONPATH")
-        environment = {**os.environ, **{"PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root}}
-        environment |= {"TASKD_WORKER": self._place.worker, "TASKD_SOCKET": self._place.socket}
+        environment = {**os.environ, "TASKD_WORKER": self._place.worker, "TASKD_SOCKET": self._place.socket}
+        process = _Process()
         try:
-            process = subprocess.Popen(
-                start_command(theirs.fileno(), their_control.fileno()),
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), their_control.fileno()),
-                env=environment,
-                start_new_session=True,
+            process.channel = Channel(
+                environment,
+                lambda message: self._on_message(process, message),
+                lambda status: self._on_exit(process, status),
             )
         except OSError as error:
-            ours.close()
-            our_control.close()
-            self._start_later(str(error))
+            self._start_later(f"a handler process could not be started: {error}")
             return
-        finally:
-            theirs.close()
-            their_control.close()
-        self._reaper.own(process.pid)
-        made = _Process(process, ours, our_control)
-        self._processes.append(made)
-        self._loop.add_reader(ours.fileno(), self._on_readable, made)
-        self._loop.add_reader(made.pidfd, self._on_exit, made)
-        self._send(made, encode(self._setup))
+        self._reaper.own(process.channel.pid)
+        self._processes.append(process)
+        process.channel.send(self._setup)
 
     def _start_later(self, problem: str) -> None:
         self.problems = (problem,)
@@ -240,7 +197,7 @@ class HandlerPool:
     def _becomes_head(self, process: _Process, begin: Begin) -> None:
         process.head_since = self._loop.time()
         process.asked_back = False
-        self._progress.began(begin.key, ended(begin.key, Outcome.OK, _EMPTY).ended_s)
+        self._progress.began(begin.key, time.time())
 
     def _send_calls(self) -> None:
         self._send_handle = None
@@ -248,71 +205,9 @@ class HandlerPool:
             if process.to_send:
                 calls, process.to_send = process.to_send, []
                 process.made += len(calls)
-                self._send(process, encode(Calls(calls)))
-
-    def _send(self, process: _Process, body: bytes) -> None:
-        frame = len(body).to_bytes(HEAD_BYTES, "big") + body
-        if process.unsent:
-            process.unsent += frame
-            return
-        try:
-            sent = process.calls.send(frame)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # It has died; its end is about to be noticed.
-        if sent < len(frame):
-            process.unsent += frame[sent:]
-            self._loop.add_writer(process.calls.fileno(), self._on_writable, process)
-
-    def _on_writable(self, process: _Process) -> None:
-        try:
-            sent = process.calls.send(process.unsent)
-        except BlockingIOError:
-            return
-        except OSError:
-            sent = len(process.unsent)
-        del process.unsent[:sent]
-        if not process.unsent:
-            self._loop.remove_writer(process.calls.fileno())
-
-    def _tell_control(self, process: _Process, message: TakeBack | CancelCall) -> None:
-        body = encode(message)
-        with contextlib.suppress(OSError):  # Full or dead: asked again at the next look, or noticed.
-            process.control.send(len(body).to_bytes(HEAD_BYTES, "big") + body)
+                process.channel.send(Calls(calls))
 
     # -- Answers -------------------------------------------------------------------------------------------------------
-
-    def _on_readable(self, process: _Process) -> None:
-        try:
-            data = process.calls.recv(1 << 20)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._loop.remove_reader(process.calls.fileno())  # The end itself is told by the pidfd.
-            return
-        buffer = process.buffer
-        buffer += data
-        start = 0
-        try:
-            while len(buffer) - start >= HEAD_BYTES:
-                size = int.from_bytes(buffer[start : start + HEAD_BYTES], "big")
-                if size > FRAME_BYTES_MAX:
-                    raise ValueError(size)
-                stop = start + HEAD_BYTES + size
-                if stop > len(buffer):
-                    break
-                message = _from_process.decode(bytes(buffer[start + HEAD_BYTES : stop]))
-                start = stop
-                self._on_message(process, message)
-        except (msgspec.DecodeError, ValueError):
-            # User code shares that process and may have written into its sockets.
-            _signal_group(process.process.pid, signal.SIGKILL)
-            self._loop.remove_reader(process.calls.fileno())
-            return
-        del buffer[:start]
 
     def _on_message(self, process: _Process, message: Ready | Ended | TakenBack) -> None:
         if isinstance(message, Ended):
@@ -327,7 +222,7 @@ class HandlerPool:
             if head is not None:
                 self._becomes_head(process, outstanding[head])
             elif process.is_retiring:
-                self._let_go(process)
+                process.channel.finish()
             if process.made >= self._calls_max and not self._is_closing:
                 self._retire(process)
         elif isinstance(message, TakenBack):
@@ -346,7 +241,7 @@ class HandlerPool:
         if due is not None:
             due.is_retiring = True
             if not due.outstanding:
-                self._let_go(due)
+                due.channel.finish()
         self._start_waiting()
 
     def _start_waiting(self) -> None:
@@ -367,7 +262,7 @@ class HandlerPool:
             else:
                 again.append(begin)
         if process.is_retiring and not process.outstanding:
-            self._let_go(process)
+            process.channel.finish()
         others = [other for other in self._processes if other is not process and other.takes_calls]
         if again:
             self._give(again, others) if others else self.start(again)
@@ -400,37 +295,29 @@ class HandlerPool:
             self._end_head(process, call, number)
         else:
             self._ending[key] = number
-            self._tell_control(process, TakeBack())
+            process.channel.tell(TakeBack())
 
     def _end_head(self, process: _Process, call: int, number: signal.Signals) -> None:
         if number is signal.SIGTERM and process.outstanding[call].spec.type in self._async_types:
-            self._tell_control(process, CancelCall(call))
+            process.channel.tell(CancelCall(call))
         else:
-            _signal_group(process.process.pid, number)
+            process.signalled_for = call
+            process.channel.signal(number)
 
-    def _on_exit(self, process: _Process) -> None:
-        """A process has ended: what it said before counts, then its call pays, and the others move on."""
-        if process.calls.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                process.calls.setblocking(False)
-                while self._has_more(process):
-                    self._on_readable(process)
-        status = process.process.wait()
-        self._reaper.disown(process.process.pid)
-        _signal_group(process.process.pid, signal.SIGKILL)  # What it has started and left.
-        self._loop.remove_reader(process.pidfd)
-        os.close(process.pidfd)
-        self._loop.remove_reader(process.calls.fileno())
-        self._loop.remove_writer(process.calls.fileno())
-        process.calls.close()
-        process.control.close()
+    def _on_exit(self, process: _Process, status: int) -> None:
+        """A process has ended: the call that it was making pays, and the others move on."""
+        self._reaper.disown(process.channel.pid)
         self._processes.remove(process)
         begins = list(process.outstanding.values())
         for begin in begins:
             del self._numbers[begin.key]
         if begins:
-            head_since_s = self._loop.time() - process.head_since
-            self._progress.ended(_ended_with(begins[0].key, status, head_since_s))
+            wanted = self._ending.pop(begins[0].key, None)
+            if wanted is None and process.signalled_for not in (None, process.head):
+                # It was to die for the sake of a call that had just ended: this one is not to blame.
+                self._progress.ended(_unbegun(begins[0].key))
+            else:
+                self._progress.ended(_ended_with(begins[0].key, status, self._loop.time() - process.head_since))
         for begin in begins[1:]:
             if self._is_closing or self._ending.pop(begin.key, None) is not None:
                 self._progress.ended(_unbegun(begin.key))
@@ -445,14 +332,7 @@ class HandlerPool:
             self._fill_up()
             self._start_waiting()
 
-    @staticmethod
-    def _has_more(process: _Process) -> bool:
-        try:
-            return bool(process.calls.recv(1, socket.MSG_PEEK))
-        except OSError:
-            return False
-
-    # -- Looking after ----------------------------------------------------------------------------------------------------
+    # -- Looking after -------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """While something runs: move calls that are held up, replace processes that grew too large."""
@@ -468,12 +348,11 @@ class HandlerPool:
             head = process.head
             is_held_up, process.head_looked_at = head == process.head_looked_at, head
             if is_held_up and has_idle and len(process.outstanding) > 1 and not process.asked_back:
-                process.asked_back = True
-                self._tell_control(process, TakeBack())
-            if self._memory_max and _memory_bytes(process.process.pid) > self._memory_max:
+                process.asked_back = process.channel.tell(TakeBack())
+            if self._memory_max and process.channel.memory_bytes() > self._memory_max:
                 self._retire(process)
-            if now - process.head_since > 1.0:
-                _bound_output(process.process.pid)
+            if now - process.head_since > LONG_S:
+                process.channel.bound_output()
         if is_busy:
             self._look_handle = self._loop.call_later(LOOK_S, self._look)
 
@@ -482,11 +361,6 @@ class HandlerPool:
         if not process.is_due:
             process.is_due = True
             self._fill_up()
-
-    def _let_go(self, process: _Process) -> None:
-        """Close its sockets' other end: it ends by itself."""
-        with contextlib.suppress(OSError):
-            process.calls.shutdown(socket.SHUT_WR)
 
 
 _EMPTY = Report()
@@ -510,25 +384,3 @@ def _ended_with(key: AttemptKey, status: int, ran_s: float) -> AttemptEnded:
         error = error_info("ProcessEnded", f"the handler's process exited with status {status} during the call")
         found = ended(key, Outcome.EXIT_NONZERO, Report(exit_code=status, error=error))
     return AttemptEnded(key, found.outcome, found.ended_s - ran_s, found.ended_s, found.report)
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-
-
-def _memory_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def _bound_output(pid: int) -> None:
-    """A call that prints without end must not fill the memory: drop the beginning."""
-    for descriptor in (1, 2):
-        path = f"/proc/{pid}/fd/{descriptor}"
-        with contextlib.suppress(OSError):
-            if os.stat(path).st_blocks * 512 > OUTPUT_KEPT_BYTES_MAX:
-                os.truncate(path, 0)
