@@ -43,9 +43,9 @@ class Spawner:
         try:
             return self._popen(argv, executable, directory, environment, capture)
         except OSError:
-            if executable is None:
+            if executable is None or os.access(executable, os.X_OK):
                 raise
-        # It may have moved a moment ago: this time by a search of its own.
+        # It was moved a moment ago: this time by a search of its own.
         return self._popen(argv, None, directory, environment, capture)
 
     def _popen(

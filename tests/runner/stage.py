@@ -15,8 +15,8 @@ from typing import Any
 from taskd.core.effects import Begin
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_report
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, Term
-from taskd.runner.base import Kind, Place
 from taskd.runner.archive import Stream
+from taskd.runner.base import Kind, Place
 from taskd.runner.cgroup import Cgroups
 from taskd.runner.command import CommandKind
 from taskd.runner.limits import OomCounter
