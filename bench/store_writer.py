@@ -1,6 +1,6 @@
 """Which way to write to SQLite? Measures the candidates of docs/decisions/0001-writing-to-sqlite.md.
 
-    python -m bench.store_writer [--seconds 1.0] [--rows 1,64,512] [--directory DIR] [--only WORD]
+    python -m bench.store_writer [--seconds 0.5] [--rounds 5] [--rows 1,64,512] [--directory DIR] [--only WORD]
 
 Every way commits the same rows into the same schema (WAL, synchronous=FULL), one commit at a time, beside an event loop
 that is idle or busy; a third of the rows are new tasks, two thirds change earlier ones, as in a task's life.
@@ -30,8 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from statistics import quantiles
-from typing import Protocol
+from statistics import median, quantiles
+from typing import NamedTuple, Protocol
 
 import apsw
 import msgspec
@@ -259,8 +259,19 @@ class Busy:
         self.handle.cancel()
 
 
-async def measure(way: str, rows: int, callback_s: float, options: argparse.Namespace, work_rate: float) -> list[str]:
-    """One line of the table."""
+class Figures(NamedTuple):
+    """Of one round."""
+
+    rows_per_s: float
+    p50_s: float
+    p99_s: float
+    blocked_s: float
+    loop_cpu_s: float  # of the loop's thread, for a row
+    work_rate: float  # units of other work in a second
+
+
+async def measure(way: str, rows: int, callback_s: float, options: argparse.Namespace) -> Figures:
+    """One round of one way."""
     with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         writer = WAYS[way](f"{folder}/bench.db")
         source = batches(rows)
@@ -283,13 +294,8 @@ async def measure(way: str, rows: int, callback_s: float, options: argparse.Name
         writer.close()
     done = len(times) * rows
     cuts = quantiles(times, n=100)
-    blocked = quantiles(busy.gaps, n=100)[98] - (0 if callback_s else 0.001)
-    left = busy.worked / elapsed / work_rate if callback_s else None
-    return [
-        way, "busy" if callback_s else "idle", f"{rows}", f"{done / elapsed:,.0f}", f"{cuts[49] * 1e3:.2f}",
-        f"{cuts[98] * 1e3:.2f}", f"{blocked * 1e3:.2f}", "" if callback_s else f"{cpu / done * 1e6:.1f}",
-        "" if left is None else f"{left:.0%}",
-    ]  # fmt: skip
+    blocked_s = quantiles(busy.gaps, n=100)[98] - (0 if callback_s else 0.001)
+    return Figures(done / elapsed, cuts[49], cuts[98], blocked_s, cpu / done, busy.worked / elapsed)
 
 
 async def work_alone(callback_s: float, seconds: float) -> float:
@@ -315,7 +321,8 @@ def fdatasync_ceiling(directory: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each line of the table")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5, help="of each way; the medians are shown")
     parser.add_argument("--rows", default="1,64,512", help="rows in a commit")
     parser.add_argument("--directory", default=".", help="where the databases are made")
     parser.add_argument("--callback-ms", type=float, default=1.0, help="of the busy loop: how long each callback works")
@@ -326,19 +333,30 @@ def main() -> None:
 
     print(
         f"Python {sys.version.split()[0]}, SQLite {apsw.sqlite_lib_version()}, {os.cpu_count()} cores, "
-        f"switch interval {options.switch_ms:g} ms, busy loop of {options.callback_ms:g} ms callbacks"
+        f"switch interval {options.switch_ms:g} ms, busy loop of {options.callback_ms:g} ms callbacks, "
+        f"{options.rounds} rounds of {options.seconds:g} s, load average {os.getloadavg()[0]:.1f} at the start"
     )
     print(fdatasync_ceiling(options.directory))
     callback_s = options.callback_ms / 1e3
-    work_rate = uvloop.run(work_alone(callback_s, options.seconds))
     header = ["way", "loop", "rows", "rows/s", "p50 ms", "p99 ms", "blocked ms", "loop µs/row", "work left"]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    ways = [way for way in WAYS if options.only in way]
     for busy_s in (0.0, callback_s):
         for rows in map(int, options.rows.split(",")):
-            for way in WAYS:
-                if options.only in way:
-                    cells = uvloop.run(measure(way, rows, busy_s, options, work_rate))
-                    print("| " + " | ".join(cells) + " |", flush=True)
+            # Round about, so that what else goes on in the machine meets all of them alike.
+            rounds, alone = [], []
+            for _ in range(options.rounds):
+                alone.append(uvloop.run(work_alone(callback_s, options.seconds)))
+                rounds.append([uvloop.run(measure(way, rows, busy_s, options)) for way in ways])
+            for way, figures in zip(ways, zip(*rounds, strict=True), strict=True):
+                middle = Figures(*(median(values) for values in zip(*figures, strict=True)))
+                cells = [
+                    way, "busy" if busy_s else "idle", f"{rows}", f"{middle.rows_per_s:,.0f}",
+                    f"{middle.p50_s * 1e3:.2f}", f"{middle.p99_s * 1e3:.2f}", f"{middle.blocked_s * 1e3:.2f}",
+                    "" if busy_s else f"{middle.loop_cpu_s * 1e6:.1f}",
+                    f"{middle.work_rate / median(alone):.0%}" if busy_s else "",
+                ]  # fmt: skip
+                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from msgspec import Struct
 from taskd.errors import StoreError
 
 APPLICATION_ID = 0x7461736B  # "task": tells our files from others'.
-PAGE_BYTES = 8192  # Large reports are written 1.4 times as fast as with 4096, single small rows as fast.
+PAGE_BYTES = 8192  # Large rows cost a tenth to a third less than with 4096, small ones the same.
 BUSY_S = 10.0  # How long to wait for another program, say a backup, that holds the database.
 WRITER_CACHE_KIB = 16 << 10
 WAL_BYTES_KEPT = 64 << 20  # A log that once grew beyond this is cut back to it.
