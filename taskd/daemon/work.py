@@ -9,9 +9,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from taskd.config import WorkerSettings
+from taskd.daemon.calls import closing
 from taskd.daemon.capacity import offer
 from taskd.daemon.logs import log
 from taskd.protocol.messages import AttemptEnded, AttemptStarted, Offer
+from taskd.runner.archive import Stream
 from taskd.runner.base import OnProgress, Place
 from taskd.runner.cgroup import Cgroups, delegated
 from taskd.runner.command import CommandKind
@@ -70,8 +72,10 @@ class Work:
         self, task_id: bytes, attempt: int, stream: str, offset: int, follow: bool
     ) -> AsyncIterator[bytes]:
         """What an attempt wrote."""
-        async for part in self.output.stream(task_id, attempt, stream, offset, follow):  # type: ignore[arg-type]
-            yield part
+        which: Stream = "stderr" if stream == "stderr" else "stdout"
+        async with closing(self.output.stream(task_id, attempt, which, offset, follow)) as parts:
+            async for part in parts:
+                yield part
 
     async def keep_tidy(self) -> None:
         """Remove old output from time to time; until cancelled."""
