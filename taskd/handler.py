@@ -1,11 +1,11 @@
 """Handlers: Python functions and classes that workers run. Their type hints are the schema of their params.
 
-    @task("resize", retries=3)
-    def resize(path: str, width: int = 640) -> dict: ...
+@task("resize", retries=3, timeout="1m")
+def resize(path: str, width: int = 640) -> dict: ...
 
-    class Resize(TaskHandler):
-        type = "resize"
-        def execute(self, params: dict): ...
+class Resize(TaskHandler):
+    type = "resize"
+    def execute(self, params: dict): ...
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextvars
 import importlib
 import importlib.metadata
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,7 +22,12 @@ from typing import Any, ClassVar, TypeVar, overload
 
 import msgspec
 
+from taskd.values import duration_s
+
 ENTRY_POINTS = "taskd.handlers"
+SCHEMA_BYTES_MAX = 1 << 16  # Of what is advertised; beyond, params are checked by the worker alone.
+RETRIES_MAX = 10_000
+TIMEOUT_S_MAX = 10 * 366 * 86400.0
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -30,7 +36,7 @@ class HandlerError(Exception):
 
 
 class Current(msgspec.Struct, frozen=True):
-    """The attempt that runs: what the environment variables TASKD_TASK_ID, TASKD_ATTEMPT and TASKD_FENCE tell commands."""
+    """The attempt that runs, as TASKD_TASK_ID, TASKD_ATTEMPT and TASKD_FENCE in their environment tell commands."""
 
     task_id: str
     attempt: int
@@ -48,11 +54,14 @@ def current() -> Current:
 class TaskHandler:
     """The task interface as a class: set `type`, and write `execute`. One instance serves all calls of its process.
 
-    `execute` may be `async`. The type hint of `params` (a dict, a TypedDict, a dataclass, a msgspec Struct) says what is
-    accepted; without one, any JSON value is.
+    `retries` and `timeout` (seconds, or text such as "10m"; 0: none) hold for tasks that are submitted without their
+    own. `execute` may be `async`. The type hint of `params` (a dict, a TypedDict, a dataclass, a msgspec Struct) says
+    what is accepted; without one, any JSON value is.
     """
 
     type: ClassVar[str]
+    retries: ClassVar[int] = 0
+    timeout: ClassVar[float | str] = 0
 
     def execute(self, params: Any) -> Any:
         """Do the work; what is returned must be JSON."""
@@ -62,9 +71,20 @@ class TaskHandler:
 class Handler:
     """A declared handler, ready to be called with params as JSON text."""
 
-    def __init__(self, type: str, function: Callable[..., Any], takes_params: bool) -> None:
+    def __init__(
+        self,
+        type: str,
+        function: Callable[..., Any],
+        *,
+        takes_params: bool,
+        retries: int = 0,
+        timeout: float | str = 0,
+    ) -> None:
+        """Raises HandlerError."""
         self.type = type
         self.function = function
+        self.retries = _retries(type, retries)
+        self.timeout_s = _timeout_s(type, timeout)
         self.is_async = inspect.iscoroutinefunction(function)
         self.summary = (inspect.getdoc(function) or "").strip().partition("\n")[0][:4096]
         self.version = _version_of(function)
@@ -72,7 +92,8 @@ class Handler:
         self._takes_extra = False
         self._takes_params = takes_params
         kind = self._params_type() if takes_params else self._keywords_type()
-        self.schema = msgspec.json.encode(msgspec.json.schema(kind)) if kind is not Any else b"{}"
+        schema = msgspec.json.encode(msgspec.json.schema(kind)) if kind is not Any else b"{}"
+        self.schema = schema if len(schema) <= SCHEMA_BYTES_MAX else b"{}"
         self._decoder = msgspec.json.Decoder(kind)
 
     def bind(self, params: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -110,6 +131,22 @@ class Handler:
         self._names = tuple(field[0] for field in fields)
         fields.sort(key=len)
         return msgspec.defstruct("Params", fields, forbid_unknown_fields=not self._takes_extra)
+
+
+def _retries(type: str, retries: int) -> int:
+    if not isinstance(retries, int) or not 0 <= retries <= RETRIES_MAX:
+        raise HandlerError(f"{type}: retries are a number from 0 to {RETRIES_MAX}, not {retries!r}")
+    return retries
+
+
+def _timeout_s(type: str, timeout: float | str) -> float:
+    try:
+        seconds = duration_s(timeout) if isinstance(timeout, str) else float(timeout)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds <= TIMEOUT_S_MAX:
+        raise HandlerError(f'{type}: a timeout is seconds or text such as "10m", not {timeout!r}')
+    return seconds
 
 
 def _same(value: Any) -> Any:
@@ -151,27 +188,38 @@ _registry: dict[str, Handler] = {}
 def register(handler: Handler) -> None:
     """Offer a handler. Raises HandlerError where another one has its type."""
     other = _registry.get(handler.type)
-    if other is not None and other.function.__qualname__ != handler.function.__qualname__:
+    if other is not None and _origin(other.function) != _origin(handler.function):
         raise HandlerError(f"two handlers are of type {handler.type!r}")
     if not handler.type or len(handler.type) > 255 or handler.type in ("command", "http"):
         raise HandlerError(f"{handler.type!r} cannot be the type of a handler")
     _registry[handler.type] = handler
 
 
+def _origin(function: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function was written: the same, should its module be imported twice, under two names."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return getattr(code, "co_filename", ""), getattr(function, "__qualname__", repr(function))
+
+
 @overload
 def task(type: Function, /) -> Function: ...
 @overload
-def task(type: str | None = None, /) -> Callable[[Function], Function]: ...
+def task(
+    type: str | None = None, /, *, retries: int = 0, timeout: float | str = 0
+) -> Callable[[Function], Function]: ...
 
 
-def task(type: Any = None, /) -> Any:
-    """Declare a function, sync or async, to be a handler of `type` (by default its own name). It stays callable."""
+def task(type: Any = None, /, *, retries: int = 0, timeout: float | str = 0) -> Any:
+    """Declare a function, sync or async, to be a handler of `type` (by default its own name). It stays callable.
+
+    `retries` and `timeout` (seconds, or text such as "10m"; 0: none) hold for tasks that are submitted without their
+    own. Raises HandlerError."""
     if callable(type):
         return task(None)(type)
 
     def declare(function: Function) -> Function:
         name = type or function.__name__
-        register(Handler(name, function, takes_params=False))
+        register(Handler(name, function, takes_params=False, retries=retries, timeout=timeout))
         function.task_type = name  # type: ignore[attr-defined]  # clients submit by function
         return function
 
@@ -185,20 +233,29 @@ def load(modules: Iterable[str]) -> tuple[dict[str, Handler], list[str]]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except BaseException as error:  # noqa: BLE001  # a module may raise anything, SystemExit included
+        except BaseException as error:  # a module may raise anything, SystemExit included
             problems.append(f"module {name}: {error.__class__.__name__}: {error}")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             problems.append(f"entry point {entry.name}: {error.__class__.__name__}: {error}")
     for kind in _subclasses(TaskHandler):
         try:
-            if "type" in vars(kind):
-                register(Handler(kind.type, kind().execute, takes_params=True))
-        except Exception as error:  # noqa: BLE001
+            if "type" in vars(kind) and _is_imported(kind):
+                register(
+                    Handler(
+                        kind.type, kind().execute, takes_params=True, retries=kind.retries, timeout=kind.timeout
+                    )
+                )  # fmt: skip
+        except Exception as error:
             problems.append(f"class {kind.__qualname__}: {error.__class__.__name__}: {error}")
-    return dict(_registry), problems
+    return {name: it for name, it in _registry.items() if _is_imported(it.function)}, problems
+
+
+def _is_imported(declared: Any) -> bool:
+    """Whether its module is there to its end: what one that failed had declared until then may miss what it needs."""
+    return getattr(declared, "__module__", None) in sys.modules
 
 
 def _subclasses(kind: type[Any]) -> list[type[Any]]:

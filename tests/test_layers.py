@@ -36,6 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd": ("taskd.errors",),
     "taskd.__init__": ("taskd.client", "taskd.handler", "taskd.version", "taskd.errors"),
     "taskd.__main__": ("taskd.cli",),
+    "taskd.handler": ("taskd.values",),
     "taskd.config": ("taskd.errors", "taskd.paths", "taskd.rules", "taskd.sources"),
     "taskd.sources": ("taskd.errors", "taskd.rules"),
     "taskd.rules": ("taskd.values",),

@@ -44,6 +44,13 @@ class ApiResponse(Struct, frozen=True):
     stream: AsyncIterator[bytes] | None = None
 
 
+class HandlerDefaults(Struct, frozen=True):
+    """What a handler wants for tasks that are submitted without it."""
+
+    retries: int = 0
+    timeout_s: float = 0.0  # 0: none
+
+
 class Service(Protocol):
     """The daemon as the API sees it."""
 
@@ -64,6 +71,9 @@ class Service(Protocol):
 
     def check_params(self, type: str, params: bytes) -> None:
         """Raises InvalidRequest(field="params...") where handlers of this type are known and none takes them."""
+
+    def handler_defaults(self, type: str) -> HandlerDefaults:
+        """What the handlers of this type want; the most patient, where those of several workers differ."""
 
     async def submit(self, tasks: list[NewTask]) -> set[bytes]:
         """Take all or none, durably; returns the ids that were known before. Raises Overloaded, DiskFull, NoLeader."""

@@ -14,7 +14,7 @@ import msgspec
 
 from taskd.api.bodies import decode
 from taskd.api.ids import parse_own_id
-from taskd.api.service import Service
+from taskd.api.service import HandlerDefaults, Service
 from taskd.api.types import BackoffRequest, HttpTarget, Submission
 from taskd.core.constraints import is_label_key, parse
 from taskd.core.events import NewTask
@@ -36,6 +36,8 @@ _HEADERS_OF_OURS = frozenset({"connection", "content-length", "expect", "host", 
 _METHODS_WITHOUT_BODY = frozenset({"GET", "DELETE"})
 _NO_PARAMS = b"{}"
 
+_BUILT_IN = frozenset({"command", "http"})
+_NO_DEFAULTS = HandlerDefaults()
 _PLAIN = Submission()
 # The very objects of the defaults: only those are left out where a spec is encoded.
 _DEFAULT = TaskSpec(type="")
@@ -67,10 +69,14 @@ def new_tasks(
     now_s = service.now_s()
     tasks = []
     own_ids: dict[bytes, int] = {}
+    defaults: dict[str, HandlerDefaults] = dict.fromkeys(_BUILT_IN, _NO_DEFAULTS)
     place = 0
     try:
         for place, submission in enumerate(submissions):
-            spec = _spec(submission, owner, now_s)
+            wanted = defaults.get(submission.type)
+            if wanted is None:
+                wanted = defaults[submission.type] = service.handler_defaults(submission.type)
+            spec = _spec(submission, owner, now_s, wanted)
             if spec.params and spec.type != "http":
                 service.check_params(spec.type, spec.params)
             if submission.id:
@@ -90,7 +96,7 @@ def new_tasks(
     return tasks
 
 
-def _spec(task: Submission, owner: str, now_s: float) -> TaskSpec:
+def _spec(task: Submission, owner: str, now_s: float, defaults: HandlerDefaults) -> TaskSpec:
     kind = task.type
     params = b""
     http = None
@@ -131,9 +137,9 @@ def _spec(task: Submission, owner: str, now_s: float) -> TaskSpec:
         constraints=_constraints(task.constraints) if task.constraints else (),
         not_before_s=not_before_s,
         deadline_s=_deadline_s(task, now_s, not_before_s) if task.deadline else NO_TIME_S,
-        timeout_s=_seconds(task.timeout, "timeout") if task.timeout else NO_TIME_S,
+        timeout_s=_timeout_s(task.timeout, defaults),
         grace_s=_GRACE_S if task.grace is _PLAIN.grace else _seconds(task.grace, "grace"),
-        retries=task.retries,
+        retries=defaults.retries if task.retries is msgspec.UNSET else task.retries,
         backoff=_BACKOFF if task.backoff is _PLAIN.backoff else _backoff(task.backoff),
         on_lost=task.on_lost,
         labels=_labels(task) if task.labels else task.labels,
@@ -308,6 +314,12 @@ def _deadline_s(task: Submission, now_s: float, not_before_s: float) -> float:
     if now_s + deadline_s <= not_before_s:
         raise InvalidRequest("the deadline passes before the task may begin", field="deadline")
     return now_s + deadline_s
+
+
+def _timeout_s(timeout: float | str | msgspec.UnsetType, defaults: HandlerDefaults) -> float:
+    if timeout is msgspec.UNSET:
+        return defaults.timeout_s or NO_TIME_S
+    return _seconds(timeout, "timeout") if timeout else NO_TIME_S
 
 
 def _backoff(backoff: BackoffRequest) -> Backoff:

@@ -65,9 +65,9 @@ class Submission(Wire, frozen=True):
     delay: Duration = 0.0
     at: Instant = 0.0
     deadline: Duration = 0.0  # from submission: must have begun by then
-    timeout: Duration = 0.0
+    timeout: Duration | msgspec.UnsetType = msgspec.UNSET  # 0: none; left out: as the handler says, or none
     grace: Duration = 5.0
-    retries: Annotated[int, Meta(ge=0, le=RETRIES_MAX)] = 0
+    retries: Annotated[int, Meta(ge=0, le=RETRIES_MAX)] | msgspec.UnsetType = msgspec.UNSET  # left out: the same
     backoff: BackoffRequest = BackoffRequest()
     on_lost: Literal["retry", "fail"] = "retry"
     env: dict[Name, str] = {}
@@ -330,13 +330,16 @@ class ClusterView(Wire, frozen=True, omit_defaults=False):
 
 
 class HandlerView(Wire, frozen=True, omit_defaults=False):
-    """A type of task, what its params must look like (JSON Schema), and who runs it."""
+    """A type of task, what its params must look like (JSON Schema), and who runs it. `retries` and `timeout` (0: none)
+    hold for tasks submitted without their own."""
 
     type: str
     summary: str
     version: str
     schema: msgspec.Raw
     nodes: list[int]
+    retries: int = 0
+    timeout: float = 0.0
 
 
 class Handlers(Wire, frozen=True, omit_defaults=False):

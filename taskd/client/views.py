@@ -220,13 +220,16 @@ class Cluster(View, frozen=True):
 
 
 class Handler(View, frozen=True):
-    """A type of task, what its params must look like (JSON Schema), and which nodes run it."""
+    """A type of task, what its params must look like (JSON Schema), and which nodes run it. `retries` and `timeout`
+    (seconds; 0: none) hold for tasks submitted without their own."""
 
     type: str
     summary: str = ""
     version: str = ""
     schema: Any = None
     nodes: list[int] = []
+    retries: int = 0
+    timeout: float = 0.0
 
 
 class Page(View, frozen=True):

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from taskd.api.dispatch import dispatch
-from taskd.api.service import ApiRequest, ApiResponse, Watch
+from taskd.api.service import ApiRequest, ApiResponse, HandlerDefaults, Watch
 from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeFit, NodeView, Ready
 from taskd.core import events as ev
 from taskd.core.effects import Change
@@ -125,6 +125,20 @@ class DaemonService:
                         return
         if wrong is not None:
             raise InvalidRequest(f"the params do not fit the handler {type!r}: {wrong}", field="params")
+
+    def handler_defaults(self, type: str) -> HandlerDefaults:
+        """What the handlers of this type want; the most patient, where those of several workers differ."""
+        found = [
+            handler
+            for worker in self._scheduler.roster
+            if worker.is_here
+            for handler in worker.offer.handlers
+            if handler.type == type
+        ]
+        if not found:
+            return HandlerDefaults()
+        times_s = [handler.timeout_s for handler in found]
+        return HandlerDefaults(max(handler.retries for handler in found), max(times_s) if all(times_s) else 0.0)
 
     def _checker(self, schema: bytes) -> Checker:
         checker = self._checkers.get(schema)
@@ -276,16 +290,18 @@ class DaemonService:
 
     def handlers(self) -> list[HandlerView]:
         """All types of handlers on offer, by type and version."""
-        found: dict[tuple[str, str, bytes], HandlerView] = {}
+        found: dict[tuple[str, str, bytes, int, float], HandlerView] = {}
         for worker in self._scheduler.roster:
             if not worker.is_here:
                 continue
             for handler in worker.offer.handlers:
-                key = (handler.type, handler.version, handler.schema)
+                key = (handler.type, handler.version, handler.schema, handler.retries, handler.timeout_s)
                 view = found.get(key)
                 if view is None:
                     schema = msgspec.Raw(handler.schema)
-                    view = found[key] = HandlerView(handler.type, handler.summary, handler.version, schema, [])
+                    view = found[key] = HandlerView(
+                        handler.type, handler.summary, handler.version, schema, [], handler.retries, handler.timeout_s
+                    )  # fmt: skip
                 view.nodes.append(worker.node_id)
         return [found[key] for key in sorted(found)]
 

@@ -66,12 +66,15 @@ class NodeInfo(Part, frozen=True):
 
 
 class HandlerInfo(Part, frozen=True):
-    """One Python handler that a worker offers. `schema` is the JSON Schema of its params, `{}` for anything."""
+    """One Python handler that a worker offers. `schema` is the JSON Schema of its params, `{}` for anything; `retries`
+    and `timeout_s` (0: none) are for tasks submitted without their own."""
 
     type: Name
     schema: Annotated[bytes, Meta(max_length=1 << 16)]
     summary: Text = ""
     version: Name = ""
+    retries: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    timeout_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Offer(Part, frozen=True):

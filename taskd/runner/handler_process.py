@@ -175,7 +175,8 @@ class HandlerProcess:
         sys.path[:0] = setup.path
         self._handlers, problems = declared.load(setup.modules)
         infos = tuple(
-            HandlerInfo(it.type, it.schema, it.summary, it.version) for _, it in sorted(self._handlers.items())
+            HandlerInfo(it.type, it.schema, it.summary, it.version, it.retries, it.timeout_s)
+            for _, it in sorted(self._handlers.items())
         )
         is_async = tuple(it.type for it in self._handlers.values() if it.is_async)
         self._printed.take()

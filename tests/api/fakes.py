@@ -10,7 +10,7 @@ import msgspec
 
 from taskd.api.dispatch import dispatch
 from taskd.api.ids import id_text
-from taskd.api.service import ApiRequest, ApiResponse, Caller, Service
+from taskd.api.service import ApiRequest, ApiResponse, Caller, HandlerDefaults, Service
 from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeFit, NodeView, Ready
 from taskd.core.effects import Change
 from taskd.core.events import NewTask
@@ -107,6 +107,7 @@ class FakeService:
         self.nodes_by_id: dict[int, NodeView] = {7: node_view(7, "head", ["scheduler"]), 8: node_view(8, "worker-a")}
         self.node_views: list[NodeView] = list(self.nodes_by_id.values())
         self.wrong_params: dict[str, str] = {}
+        self.defaults: dict[str, HandlerDefaults] = {}
         self.submit_error: TaskdError | None = None
         self.cancel_error: TaskdError | None = None
         self.submissions: list[list[NewTask]] = []
@@ -222,6 +223,9 @@ class FakeService:
     def check_params(self, type: str, params: bytes) -> None:
         if type in self.wrong_params:
             raise InvalidRequest(self.wrong_params[type], field="params.width")
+
+    def handler_defaults(self, type: str) -> HandlerDefaults:
+        return self.defaults.get(type, HandlerDefaults())
 
     async def submit(self, tasks: list[NewTask]) -> set[bytes]:
         if self.submit_error is not None:

@@ -53,7 +53,15 @@ async def test_the_cluster_and_its_handlers(service: FakeService) -> None:
     status, answer = await service.ask("GET", "/v1/handlers")
     assert status == 200
     assert answer["handlers"] == [
-        {"type": "resize", "summary": "Resize an image.", "version": "1", "schema": {"type": "object"}, "nodes": [8]}
+        {
+            "type": "resize",
+            "summary": "Resize an image.",
+            "version": "1",
+            "schema": {"type": "object"},
+            "nodes": [8],
+            "retries": 0,
+            "timeout": 0.0,
+        }  # fmt: skip
     ]
 
 

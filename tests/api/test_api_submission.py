@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from taskd.api.ids import KEY_WINDOW_MS, KEY_WINDOWS, id_text
+from taskd.api.service import HandlerDefaults
 from taskd.api.submission import ARGUMENT_BYTES_MAX, ARGUMENTS_BYTES_MAX, TASKS_MAX
 from taskd.core.task import PARAMS_BYTES_MAX, Backoff, HttpCall, TaskSpec, decode_spec
 from taskd.errors import Overloaded
@@ -41,6 +42,32 @@ async def test_a_plain_command(service: FakeService) -> None:
     assert (status, answer) == (200, {"ids": [task], "durability": "local", "existing": 0})
     spec = service.submissions[0][0].spec
     assert spec == TaskSpec(type="command", owner="alice", submitted_s=NOW_S, argv=("echo", "hi"))
+
+
+@pytest.mark.parametrize(
+    ("given", "retries", "timeout_s"),
+    [
+        ({}, 3, 60.0),
+        ({"retries": 1}, 1, 60.0),
+        ({"timeout": "5m"}, 3, 300.0),
+        ({"retries": 0, "timeout": 0}, 0, 0.0),
+        ({"timeout": ""}, 3, 0.0),
+    ],
+)
+async def test_what_is_left_out_is_as_the_handler_wants_and_zero_means_zero(
+    service: FakeService, given: dict[str, Any], retries: int, timeout_s: float
+) -> None:
+    service.defaults["resize"] = HandlerDefaults(3, 60.0)
+    spec = await spec_of(service, type="resize", **given)
+    assert (spec.retries, spec.timeout_s) == (retries, timeout_s)
+    spec = await spec_of(service, type="unknown", **given)
+    assert (spec.retries, spec.timeout_s) == (given.get("retries", 0), 300.0 if given.get("timeout") else 0.0)
+
+
+async def test_handlers_say_nothing_about_commands(service: FakeService) -> None:
+    service.defaults["command"] = service.defaults["http"] = HandlerDefaults(3, 60.0)
+    assert (await spec_of(service, argv=["true"])).retries == 0
+    assert (await spec_of(service, type="http", http={"url": "http://x/"})).timeout_s == 0.0
 
 
 async def test_every_field_of_a_command(service: FakeService) -> None:

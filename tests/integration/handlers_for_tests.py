@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from taskd import TaskHandler, task
 
@@ -43,6 +44,21 @@ def spin() -> None:
 @task("unserialisable")
 def unserialisable() -> object:
     return object()
+
+
+@task("patient", retries=2, timeout="1h")
+def patient(mark: str) -> int:
+    """Works at the third attempt."""
+    with open(mark, "a") as file:
+        file.write("x")
+    if os.path.getsize(mark) < 3:
+        raise ValueError("not yet")
+    return os.path.getsize(mark)
+
+
+@task("hasty", timeout=0.2)
+def hasty() -> None:
+    time.sleep(1000)
 
 
 class Shout(TaskHandler):

@@ -71,6 +71,20 @@ def test_a_handler_that_takes_its_process_down_costs_one_attempt(node: Daemon) -
     assert result_of(node, type="add", params={"left": 1})["result"] == 2
 
 
+def test_a_handlers_retries_and_timeout_hold_unless_the_client_says_otherwise(
+    node: Daemon, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    marks = tmp_path_factory.mktemp("patient")
+    task: dict[str, object] = {"type": "patient", "backoff": {"initial": 0.01}}
+    result = result_of(node, **task, params={"mark": str(marks / "one")})
+    assert (result["state"], result["attempts"], result["result"]) == ("succeeded", 3, 3)
+    result = result_of(node, **task, params={"mark": str(marks / "two")}, retries=0)
+    assert (result["state"], result["attempts"]) == ("failed", 1)
+    assert result_of(node, type="hasty", grace=0.2)["state"] == "timed_out"
+    handlers = {handler["type"]: handler for handler in node.ok("GET", "/v1/handlers")["handlers"]}
+    assert (handlers["patient"]["retries"], handlers["patient"]["timeout"]) == (2, 3600.0)
+
+
 def test_a_timeout_ends_the_whole_group(node: Daemon, tmp_path_factory: pytest.TempPathFactory) -> None:
     pid_file = tmp_path_factory.mktemp("timeout") / "pid"
     result = result_of(node, shell=f"trap '' TERM; sleep 1000 & echo $! > {pid_file}; wait", timeout=0.3, grace=0.2)
