@@ -99,7 +99,7 @@ class Service(Protocol):
     def explain(self, id: bytes) -> Explanation | None:
         """Why a task stands where it stands; None for one that is not held in memory (finished or unknown)."""
 
-    def output(  # noqa: PLR0917 (they name one stretch of output; the implementation has the same order)
+    def output(
         self, id: bytes, attempt: int, worker: int, stream: str, offset: int, follow: bool
     ) -> AsyncIterator[bytes]:
         """The bytes a task wrote (`stdout` or `stderr`) from `offset` on; with `follow` until the attempt has ended."""

@@ -273,7 +273,7 @@ class FakeService:
         fit = NodeFit(8, "worker-a", False, True, "all 2 slots are busy")
         return Explanation(id_text(id), TaskState(row.state).word, "Resources", "busy", 0, None, [fit])
 
-    async def output(  # noqa: PLR0917 (as the interface has it)
+    async def output(
         self, id: bytes, attempt: int, worker: int, stream: str, offset: int, follow: bool
     ) -> AsyncIterator[bytes]:
         self.output_calls.append((attempt, stream, offset, follow))

@@ -61,7 +61,7 @@ async def test_the_cluster_and_its_handlers(service: FakeService) -> None:
             "nodes": [8],
             "retries": 0,
             "timeout": 0.0,
-        }  # fmt: skip
+        }
     ]
 
 
