@@ -17,7 +17,6 @@ from taskd.core.stats import Stats
 from taskd.core.task import REPORTS_KEPT, Attempt, Outcome, Record, Task, TaskRow, TaskState
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 
-
 _OUTCOMES = frozenset(Outcome)
 
 

@@ -763,7 +763,8 @@ def test_a_worker_that_comes_back_under_another_node_id_is_believed(world: World
     journal = world.hosts.pop(11).journal
     world.add(12, "worker")
     worker = world.hosts[12].node.worker
-    worker.on_journal_loaded(ev.JournalLoaded(worker.term, [], [entry.ended[0] for entry in journal if entry.ended]), 0.0)
+    ended = [entry.ended[0] for entry in journal if entry.ended]
+    worker.on_journal_loaded(ev.JournalLoaded(worker.term, [], ended), 0.0)
     world.cut(1, 12)
     world.connect(1, 12)
     world.settle()
