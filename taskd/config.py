@@ -196,7 +196,9 @@ class WorkerSettings(Struct, frozen=True):
         int, Size(1 << 20, _PIB), "All that tasks wrote, together; above it the oldest is removed first."
     ] = 10 << 30
     output_stream_bytes_max: Annotated[
-        int, Size(1 << 16, _PIB), "Of one stream of one attempt; beyond this the oldest bytes are dropped, and readers are told how many."
+        int,
+        Size(1 << 16, _PIB),
+        "Of one stream of one attempt; beyond this the oldest bytes are dropped, and readers are told how many.",
     ] = 1 << 30
     stop_grace_s: Annotated[
         float, Number(0, 86400, "seconds"), "Running tasks get so long between TERM and KILL when this worker stops."
