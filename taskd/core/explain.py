@@ -92,19 +92,19 @@ def _fit(worker: Worker, shape: Shape) -> Fit:
         why = f"does not run type {shape.type!r}"
     elif unmet := [constraint.text for constraint in shape.constraints if not matches(constraint, offer.labels)]:
         why = "does not meet: " + ", ".join(unmet)
-    elif short := [name for name, amount in shape.needs.items() if offer.capacity.get(name, 0) < amount]:
+    elif short := [(name, amount) for name, amount in shape.needs if offer.capacity.get(name, 0) < amount]:
         why = ", ".join(
-            f"has {_amount(name, offer.capacity.get(name, 0))} of {name}, {_amount(name, shape.needs[name])} asked"
-            for name in short
+            f"has {_amount(name, offer.capacity.get(name, 0))} of {name}, {_amount(name, amount)} asked"
+            for name, amount in short
         )
     elif worker.drain_reason is not None:
         why = "is drained" + (f": {worker.drain_reason}" if worker.drain_reason else "")
     elif len(worker.assigned) >= offer.slots:
         why = f"all {offer.slots} slots are busy"
     elif worker.load_with(shape) > 1:
-        taken = [
-            name for name, amount in shape.needs.items() if worker.used.get(name, 0) + amount > offer.capacity[name]
-        ] or ["cpus"]  # One slot's share of them, which a task takes that asks for none.
+        taken = [name for name, amount in shape.needs if worker.used.get(name, 0) + amount > offer.capacity[name]] or [
+            "cpus"
+        ]  # One slot's share of them, which a task takes that asks for none.
         why = ", ".join(
             f"{_amount(name, max(0, offer.capacity.get(name, 0) - worker.used.get(name, 0)))} of {name} is free"
             for name in taken

@@ -11,34 +11,35 @@ from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
 
 from taskd.core.queue import Rank, ReadyQueue, Shape
-from taskd.core.roster import Worker
+from taskd.core.roster import Roster, Worker
 from taskd.core.task import Task, TaskState
 
 RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than they could be fetched back.
 
+Options = list[tuple[float, int, Worker]]  # A heap of workers by the load that they would have with one task more.
 
-def place(
-    queue: ReadyQueue, workers: Iterable[Worker], prefetch_s: float, prefetch_max: int
-) -> Iterator[tuple[Task, Worker]]:
+
+def place(queue: ReadyQueue, roster: Roster, prefetch_s: float, prefetch_max: int) -> Iterator[tuple[Task, Worker]]:
     """Take tasks from the queue and yield each with its worker, already counted there, until nothing more fits."""
-    open_workers = [worker for worker in workers if worker.may_take]
-    heads: list[tuple[Rank, int, Shape]] = []
-    for number, shape in enumerate(queue.waiting_shapes()):
-        rank = shape.head()
-        assert rank is not None
-        heads.append((rank, number, shape))
-    heapify(heads)
-    candidates: dict[int, list[tuple[float, int, Worker]]] = {}
+    heads: list[tuple[Rank, Shape, Options]] = []
+    grown = [worker for worker in roster.take_grown() if worker.may_take]
+    everyone = [worker for worker in roster if worker.may_take] if queue.fresh else []
+    for shapes, workers in ((queue.stuck if grown else (), grown), (queue.fresh, everyone)):
+        for shape in list(shapes):
+            options = [(it.load_with(shape), it.node_id, it) for it in workers if it.could_run(shape)]
+            if options:
+                heapify(options)
+                rank = shape.head()
+                assert rank is not None
+                heads.append((rank, shape, options))
+            else:
+                queue.found_no_room(shape)
+    heapify(heads)  # No two ranks are equal: each ends in the id of a task.
     while heads:
-        _, number, shape = heads[0]
-        options = candidates.get(number)
-        if options is None:
-            options = candidates[number] = [
-                (worker.load_with(shape), worker.node_id, worker) for worker in open_workers if worker.could_run(shape)
-            ]
-            heapify(options)
+        _, shape, options = heads[0]
         worker = _least_loaded(options, shape, prefetch_s, prefetch_max)
         if worker is None:
+            queue.found_no_room(shape)
             heappop(heads)
             continue
         task = queue.pop(shape)
@@ -48,12 +49,10 @@ def place(
         if rank is None:
             heappop(heads)
         else:
-            heapreplace(heads, (rank, number, shape))
+            heapreplace(heads, (rank, shape, options))
 
 
-def _least_loaded(
-    options: list[tuple[float, int, Worker]], shape: Shape, prefetch_s: float, prefetch_max: int
-) -> Worker | None:
+def _least_loaded(options: Options, shape: Shape, prefetch_s: float, prefetch_max: int) -> Worker | None:
     """The worker of least load that has room. Loads in the heap may be out of date: only ever too low."""
     while options:
         known, node_id, worker = options[0]
@@ -69,17 +68,25 @@ def _least_loaded(
 
 def misplaced(workers: Iterable[Worker]) -> Iterator[tuple[Worker, list[Task]]]:
     """Work that waits at one worker while another could begin it at once."""
-    here = [worker for worker in workers if worker.may_take]
-    idle = [worker for worker in here if len(worker.assigned) < worker.offer.slots]
-    idle_slots = sum(worker.offer.slots - len(worker.assigned) for worker in idle)
-    for worker in here:
-        excess = len(worker.assigned) - worker.offer.slots
-        if excess > 0 and idle_slots > 0:
-            last = list(worker.assigned.values())[-excess:]
-            tasks = [task for task in last if _is_sooner_elsewhere(task, idle)][-idle_slots:]
-            idle_slots -= len(tasks)
-            if tasks:
-                yield worker, tasks
+    idle: list[Worker] = []
+    idle_slots = 0
+    crowded: list[tuple[Worker, int]] = []
+    for worker in workers:
+        if worker.may_take:
+            free = worker.offer.slots - len(worker.assigned)
+            if free > 0:
+                idle.append(worker)
+                idle_slots += free
+            elif free < 0:
+                crowded.append((worker, -free))
+    for worker, excess in crowded:
+        if not idle_slots:
+            return
+        last = list(worker.assigned.values())[-excess:]
+        tasks = [task for task in last if _is_sooner_elsewhere(task, idle)][-idle_slots:]
+        idle_slots -= len(tasks)
+        if tasks:
+            yield worker, tasks
 
 
 def _is_sooner_elsewhere(task: Task, idle: list[Worker]) -> bool:

@@ -19,11 +19,12 @@ SHAPES_KEPT = 1024  # At least, before those with nothing waiting are forgotten,
 class Shape:
     """What a worker must have to run a task: the type, amounts of resources, and constraints on its labels."""
 
-    __slots__ = ("_heap", "_waiting", "constraints", "mean_s", "needs", "type")
+    __slots__ = ("_heap", "_waiting", "constraints", "mean_s", "needs", "takes_share", "type")
 
     def __init__(self, spec: TaskSpec) -> None:
         self.type = spec.type
-        self.needs = {name: amount for name, amount in sorted(spec.resources.items()) if amount > 0}
+        self.needs = tuple((name, amount) for name, amount in sorted(spec.resources.items()) if amount > 0)
+        self.takes_share = all(name != "cpus" for name, _ in self.needs)  # of cpus: it asks for none
         self.constraints: tuple[Constraint, ...] = tuple(parse(text) for text in spec.constraints)
         self.mean_s: float | None = None  # how long its tasks ran lately; None while unknown
         self._heap: list[Rank] = []
@@ -69,9 +70,15 @@ class Shape:
 
 
 class ReadyQueue:
-    """All tasks that could run now if a worker had room."""
+    """All tasks that could run now if a worker had room.
+
+    Shapes that have tasks waiting are fresh, or stuck: no worker has room for them that has not got more since. So a
+    long queue in front of busy workers costs nothing but what changes.
+    """
 
     def __init__(self) -> None:
+        self.fresh: dict[Shape, None] = {}
+        self.stuck: dict[Shape, None] = {}
         self._shapes: dict[tuple[object, ...], Shape] = {}
         self._shapes_max = SHAPES_KEPT
         self._count = 0
@@ -96,29 +103,44 @@ class ReadyQueue:
         # A shape that was empty for long may have been forgotten meanwhile: ask again by the spec.
         if shape is None or not len(shape):
             shape = task.shape = self.shape_of(task.spec)
+            if not len(shape):
+                self.fresh[shape] = None
         shape.push(task)
         self._count += 1
         return shape
 
     def pop(self, shape: Shape) -> Task:
         """Remove and return the first task of a shape."""
-        self._count -= 1
-        return shape.pop()
+        task = shape.pop()
+        self._took_from(shape)
+        return task
 
     def remove(self, task: Task) -> None:
         """Take out a task that waits."""
         assert task.shape is not None
         task.shape.remove(task)
-        self._count -= 1
+        self._took_from(task.shape)
 
-    def waiting_shapes(self) -> list[Shape]:
-        """The shapes that have tasks waiting."""
-        return [shape for shape in self._shapes.values() if len(shape)]
+    def _took_from(self, shape: Shape) -> None:
+        self._count -= 1
+        if not len(shape):
+            self.fresh.pop(shape, None)
+            self.stuck.pop(shape, None)
+
+    def found_no_room(self, shape: Shape) -> None:
+        """All workers were asked in vain: from now on only those that get more room need be asked."""
+        if self.fresh.pop(shape, self) is None:
+            self.stuck[shape] = None
+
+    def ask_all_again(self) -> None:
+        """What counts as room has changed."""
+        self.fresh |= self.stuck
+        self.stuck.clear()
 
     def position(self, task: Task) -> int:
         """How many ready tasks of any shape come before this one."""
         rank = rank_of(task)
-        return sum(shape.count_before(rank) for shape in self.waiting_shapes())
+        return sum(shape.count_before(rank) for shapes in (self.fresh, self.stuck) for shape in shapes)
 
 
 def rank_of(task: Task) -> Rank:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from taskd.core.constraints import matches
 from taskd.core.queue import Shape
@@ -16,38 +15,46 @@ NOTHING_OFFERED = Offer(0, {}, {}, ())
 PREFETCH_TASK_S_MAX = 1.0
 PREFETCHED_MAX = 100_000  # At one worker: it names them all in one Register, which has to fit a frame.
 
-FITS_KEPT = 4096  # Shapes for which a worker remembers what they are to it.
-
-
-class _Fit(NamedTuple):
-    """What a shape is to a worker: whether it could run it, and what one task of it takes there."""
-
-    could: bool
-    amounts: tuple[tuple[str, int], ...]
-
 
 class Worker:
     """One worker: what it offers and which attempts it was given and has not finished."""
 
-    def __init__(self, node_id: int, name: str, drain_reason: str | None = None) -> None:
+    def __init__(self, node_id: int, name: str, grown: dict[int, Worker]) -> None:
         self.node_id = node_id
         self.name = name
         self.info: NodeInfo | None = None
         self.is_here = False  # registered on an open connection
-        self.drain_reason = drain_reason  # None: may get tasks
+        self.drain_reason: str | None = None  # None: may get tasks
         self.offer = NOTHING_OFFERED
         self.types: frozenset[str] = frozenset()
         self.assigned: dict[bytes, Task] = {}  # in the order given
         self.used: dict[str, int] = {}
         self.runs_sent = 0  # Run messages since it registered
         self.seen_s = 0.0  # UTC, when it was last here
-        self._fits: dict[Shape, _Fit] = {}
+        self._share = 0  # what a task that asks for no cpus is counted with: one slot's part of them
+        self._grown = grown  # of the roster
+
+    def arrives(self, info: NodeInfo, offer: Offer, now_s: float) -> None:
+        """It registers, on a new connection or again."""
+        self.info, self.name = info, info.name
+        self.is_here, self.runs_sent, self.seen_s = True, 0, now_s
+        self.takes(offer)
+
+    def leaves(self, now_s: float) -> None:
+        """Its connection is gone. What it was given stays counted until that is known to be lost."""
+        self.is_here, self.seen_s = False, now_s
+
+    def drain(self, reason: str | None) -> None:
+        """Give it nothing new, for this reason; None: use it again."""
+        self.drain_reason = reason
+        self._grown[self.node_id] = self
 
     def takes(self, offer: Offer) -> None:
         """Learn what it offers, newly or changed. What it has is counted anew: shares may be others now."""
         self.offer = offer
+        self._grown[self.node_id] = self
         self.types = frozenset(offer.types) | {handler.type for handler in offer.handlers}
-        self._fits.clear()
+        self._share = offer.capacity.get("cpus", 0) // max(offer.slots, 1)
         self.used.clear()
         for task in self.assigned.values():
             assert task.shape is not None
@@ -55,27 +62,13 @@ class Worker:
 
     def could_run(self, shape: Shape) -> bool:
         """Whether it could run tasks of this shape when idle."""
-        return self._fit(shape).could
-
-    def _fit(self, shape: Shape) -> _Fit:
-        fit = self._fits.get(shape)
-        if fit is None:
-            if len(self._fits) >= FITS_KEPT:
-                self._fits.clear()
-            fit = self._fits[shape] = self._ask(shape)
-        return fit
-
-    def _ask(self, shape: Shape) -> _Fit:
-        capacity, needs = self.offer.capacity, shape.needs
-        could = (
-            shape.type in self.types
-            and self.offer.slots > 0
-            and all(capacity.get(name, 0) >= amount for name, amount in needs.items())
-            and all(matches(constraint, self.offer.labels) for constraint in shape.constraints)
-        )
-        # A task that asks for no cpus is counted with one slot's part of them.
-        share = {} if "cpus" in needs else {"cpus": capacity.get("cpus", 0) // max(self.offer.slots, 1)}
-        return _Fit(could, tuple((name, amount) for name, amount in {**needs, **share}.items() if amount))
+        offer = self.offer
+        if shape.type not in self.types or not offer.slots:
+            return False
+        for name, amount in shape.needs:
+            if offer.capacity.get(name, 0) < amount:
+                return False
+        return not shape.constraints or all(matches(constraint, offer.labels) for constraint in shape.constraints)
 
     @property
     def may_take(self) -> bool:
@@ -89,10 +82,12 @@ class Worker:
 
     def load_with(self, shape: Shape) -> float:
         """How full it would be with one more task of this shape, by what it would have least of: slots, or anything
-        that the task needs. Above 1 the task would have to wait there."""
-        offer, used = self.offer, self.used
+        that the task needs. Above 1 the task would have to wait there. Only for a shape that it could run."""
+        used, offer = self.used, self.offer
         load = (len(self.assigned) + 1) / offer.slots
-        for name, amount in self._fit(shape).amounts:
+        if shape.takes_share and self._share:
+            load = max(load, (used.get("cpus", 0) + self._share) / offer.capacity["cpus"])
+        for name, amount in shape.needs:
             load = max(load, (used.get(name, 0) + amount) / offer.capacity[name])
         return load
 
@@ -120,10 +115,13 @@ class Worker:
         if self.assigned.pop(task.id, None) is not None:
             assert task.shape is not None
             self._count(task.shape, -1)
+            self._grown[self.node_id] = self
 
     def _count(self, shape: Shape, sign: int) -> None:
         used = self.used
-        for name, amount in self._fit(shape).amounts:
+        if shape.takes_share:
+            used["cpus"] = used.get("cpus", 0) + sign * self._share
+        for name, amount in shape.needs:
             used[name] = used.get(name, 0) + sign * amount
 
 
@@ -132,6 +130,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._workers: dict[int, Worker] = {}
+        self._grown: dict[int, Worker] = {}  # that may have more room than when they were last asked
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -146,10 +145,14 @@ class Roster:
         """The worker of that id, newly noted where it was unknown."""
         worker = self._workers.get(node_id)
         if worker is None:
-            worker = self._workers[node_id] = Worker(node_id, name or str(node_id))
-        elif name:
-            worker.name = name
+            worker = self._workers[node_id] = Worker(node_id, name or str(node_id), self._grown)
         return worker
+
+    def take_grown(self) -> list[Worker]:
+        """The workers that may have more room than when this was last called."""
+        grown = list(self._grown.values())
+        self._grown.clear()
+        return grown
 
     def load_row(self, row: NodeRow) -> None:
         """Remember a worker from before the restart."""

@@ -120,8 +120,7 @@ class Scheduler:
         worker = self.roster.get(event.node_id)
         if worker is None or not worker.is_here:
             return
-        worker.is_here = False
-        worker.seen_s = self.utc(now)
+        worker.leaves(self.utc(now))
         self._remember(worker)
         self.outbox.then(AnnounceNode("node.lost", worker.node_id, event.reason))
         if event.is_orderly:
@@ -148,11 +147,8 @@ class Scheduler:
         if message.term is not None and message.term.rank() > term.rank():
             self._on_greater_term(sender, message.term)
             return
-        info = self._connected[sender]
-        worker = self.roster.known(sender, info.name)
-        worker.info, worker.is_here, worker.runs_sent = info, True, 0
-        worker.seen_s = self.utc(now)
-        worker.takes(message.offer)
+        worker = self.roster.known(sender)
+        worker.arrives(self._connected[sender], message.offer, self.utc(now))
         self._grace.clear(sender)
         self._remember(worker)
         self.outbox.then(Send(sender, msg.Registered(term)))
@@ -283,7 +279,7 @@ class Scheduler:
         if worker is None:
             self.outbox.then(Reply(event.call, NotFound(f"no worker has the node id {event.node_id}")))
             return
-        worker.drain_reason = event.reason
+        worker.drain(event.reason)
         self._remember(worker)
         if event.reason is not None:
             self._recall(worker, worker.not_begun)
@@ -303,6 +299,7 @@ class Scheduler:
     def on_settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
         """The operator has changed what may be changed while running."""
         self.settings = event.settings
+        self.ledger.queue.ask_all_again()
         self._unplaced = True
 
     # -- Placing -------------------------------------------------------------------------------------------------------

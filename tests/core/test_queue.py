@@ -16,7 +16,7 @@ def task(number: int, **options: object) -> Task:
 
 def first(queue: ReadyQueue) -> Shape:
     """The shape whose first task goes first of all."""
-    return min(queue.waiting_shapes(), key=lambda shape: shape.head() or ())
+    return min([*queue.fresh, *queue.stuck], key=lambda shape: shape.head() or ())
 
 
 TASKS = st.lists(
@@ -53,7 +53,7 @@ def test_the_order_is_by_priority_then_age_then_id_whatever_is_taken_out(
         else:
             popped.append(it)
     assert popped == expected
-    assert queue.waiting_shapes() == []
+    assert [*queue.fresh, *queue.stuck] == []
 
 
 def test_tasks_with_equal_needs_have_one_shape() -> None:
@@ -61,11 +61,11 @@ def test_tasks_with_equal_needs_have_one_shape() -> None:
     one, same, other = task(1, resources={"gpus": 1}), task(2, resources={"gpus": 1}), task(3, constraints=("zone=a",))
     assert queue.push(one) is queue.push(same)
     assert queue.push(other) is not one.shape
-    assert [len(shape) for shape in queue.waiting_shapes()] == [2, 1]
+    assert [len(shape) for shape in [*queue.fresh, *queue.stuck]] == [2, 1]
 
 
 def test_needs_of_nothing_are_no_needs() -> None:
-    assert ReadyQueue().push(task(1, resources={"gpus": 0})).needs == {}
+    assert ReadyQueue().push(task(1, resources={"gpus": 0})).needs == ()
 
 
 def test_shapes_are_forgotten_when_nothing_waits_and_there_are_many() -> None:
@@ -82,7 +82,7 @@ def test_shapes_with_waiting_tasks_are_kept_however_many() -> None:
     tasks = [task(number, resources={"cpus": number + 1}) for number in range(3 * SHAPES_KEPT)]
     for it in tasks:
         queue.push(it)
-    assert len(queue.waiting_shapes()) == len(tasks)
+    assert len([*queue.fresh, *queue.stuck]) == len(tasks)
     assert all(queue.shape_of(it.spec) is it.shape for it in tasks)
 
 
@@ -92,7 +92,7 @@ def test_a_task_that_comes_back_after_its_shape_was_forgotten_is_found() -> None
     queue.pop(queue.push(back))
     for number in range(2 * SHAPES_KEPT):
         queue.shape_of(TaskSpec("command", resources={"cpus": number + 1}))
-    assert queue.push(back) in queue.waiting_shapes()
+    assert queue.push(back) in [*queue.fresh, *queue.stuck]
 
 
 def test_what_is_cancelled_leaves_nothing_behind() -> None:
