@@ -267,7 +267,8 @@ def test_completion_knows_commands_tasks_nodes_and_states(
 def test_submit_loads_little(daemon: FakeDaemon) -> None:
     code = (
         # What an editable installation loads at the interpreter's start is not ours.
-        "import sys; before = set(sys.modules); from taskd.cli.main import run; assert run(['submit', '--', 'true']) == 0\n"
+        "import sys; before = set(sys.modules)\n"
+        "from taskd.cli.main import run; assert run(['submit', '--', 'true']) == 0\n"
         "heavy = {'asyncio', 'aiohttp', 'http.client', 'ssl', 'msgspec', 'rich', 'pathlib', 'subprocess',\n"
         "         'urllib.parse', 'tempfile', 'logging', 'taskd.values', 'taskd.config', 'taskd.core', 'taskd.api'}\n"
         "sys.exit(', '.join(sorted(heavy & (set(sys.modules) - before))) or 0)"
