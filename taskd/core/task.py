@@ -52,15 +52,16 @@ class TaskState(IntEnum):
 
 _S = TaskState
 FINAL = frozenset(state for state in TaskState if state.is_final)
+_ENDED = frozenset({_S.SUCCEEDED, _S.FAILED, _S.TIMED_OUT})
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.CANCELLED, _S.EXPIRED}),
     _S.QUEUED: frozenset({_S.ASSIGNED, _S.CANCELLED, _S.EXPIRED}),
     # Back to QUEUED: taken back unstarted, or lost with a worker. A result can arrive before the word that it began.
-    _S.ASSIGNED: frozenset({_S.RUNNING, _S.QUEUED, _S.RETRYING, _S.CANCELLING, _S.CANCELLED}) | FINAL,
-    _S.RUNNING: frozenset({_S.QUEUED, _S.RETRYING, _S.CANCELLING}) | FINAL,
+    _S.ASSIGNED: _ENDED | {_S.RUNNING, _S.QUEUED, _S.RETRYING, _S.CANCELLING},
+    _S.RUNNING: _ENDED | {_S.QUEUED, _S.RETRYING, _S.CANCELLING},
     _S.RETRYING: frozenset({_S.QUEUED, _S.CANCELLED}),
     # A success that came first wins over the wish to cancel.
-    _S.CANCELLING: FINAL,
+    _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED}),
     **dict.fromkeys(FINAL, frozenset()),
 }
 
