@@ -25,7 +25,7 @@ def delay_s(backoff: Backoff, failure_count: int, random: Random) -> float:
     try:
         base = backoff.initial_s * backoff.factor ** (failure_count - 1)
     except OverflowError:
-        base = backoff.max_s
+        base = backoff.max_s if backoff.initial_s else 0.0
     return min(base, backoff.max_s) * (1 + backoff.jitter * (2 * random.random() - 1))
 
 
