@@ -20,7 +20,7 @@ from taskd.api.peers import Door
 from taskd.api.routes import allowed_methods
 from taskd.api.service import ApiRequest, ApiResponse, Caller, Service
 from taskd.api.streams import close_stream
-from taskd.api.unix_socket import SocketFile, open_socket
+from taskd.api.unix_socket import BACKLOG, SocketFile, open_socket
 from taskd.errors import Forbidden, InvalidRequest, Overloaded, TaskdError, TooLarge, TooSlow, Unavailable
 
 BODY_BYTES_MAX = 16 << 20
@@ -74,7 +74,10 @@ class ApiServer:
 
     async def start(self) -> None:
         """Accept connections."""
-        self._listener = await asyncio.get_running_loop().create_unix_server(self._http, sock=self._file.socket)
+        # The loop listens once more: with its own backlog of a hundred the kernel would turn a crowd away.
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            self._http, sock=self._file.socket, backlog=BACKLOG
+        )
 
     async def close(self, grace_s: float = GRACE_S) -> None:
         """Accept nothing more, break off open streams, give other requests `grace_s` seconds and then answer them with

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
+from taskd.api.dispatch import error_response
 from taskd.api.service import ApiRequest, ApiResponse, Caller
-from taskd.errors import TaskdError, Unavailable
+from taskd.api.streams import close_stream
+from taskd.daemon.logs import log
+from taskd.errors import Overloaded, TaskdError, TooLarge, Unavailable
 from taskd.protocol import messages as msg
 
-CALLS_PER_PEER_MAX = 1024
+CALLS_PER_PEER_MAX = 1024  # Twice of what a node's socket takes.
 BODY_BYTES_MAX = 64 << 20
-PARTS_WAITING_MAX = 64  # Of an answer that its reader takes slower than it comes; more ends the call.
+BODIES_BYTES_MAX = 256 << 20  # Of one peer's calls together, while they are answered.
+TAKEN_BYTES_MIN = msg.ANSWER_BYTES_AHEAD_MAX // 4  # Said so often that the way never runs dry.
 FIRST_PART_TIMEOUT_S = 120.0  # Longer than any `wait`: the asker's own time-outs come first.
 
-
-@asynccontextmanager
-async def closing(stream: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Let go of a stream's source as soon as its reader stops, also where it stops early."""
-    try:
-        yield stream
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
-
-
 Answer = Callable[[ApiRequest], Awaitable[ApiResponse]]
-CallMessage = msg.Request | msg.RequestPart | msg.Response | msg.ResponsePart | msg.Abandon
+CallMessage = msg.Request | msg.RequestPart | msg.Response | msg.ResponsePart | msg.Taken | msg.Abandon
 
 
 class CallMesh(Protocol):
@@ -41,19 +32,24 @@ class CallMesh(Protocol):
 
 
 class _Asked:
-    """A call that we made: parts of the answer as they come, None at the end, an error when it broke."""
+    """A call that we made, and its answer as it comes: the parts, None at the end, an error where it broke."""
 
     def __init__(self) -> None:
         self.parts: asyncio.Queue[msg.Response | bytes | TaskdError | None] = asyncio.Queue()
+        self.has_begun = False
+        self.waiting_bytes = 0  # come and not yet read
 
 
 class _Incoming:
-    """A call that a peer makes, while its body comes in."""
+    """A call that a peer makes: its body as it comes, then the task that answers."""
 
     def __init__(self, request: msg.Request) -> None:
         self.request = request
-        self.body = bytearray(request.body)
+        self.parts = [request.body]
+        self.size_bytes = len(request.body)
         self.task: asyncio.Task[None] | None = None
+        self.ahead_bytes = 0  # of the answer: sent and not yet taken
+        self.may_go_on = asyncio.Event()
 
 
 class Calls:
@@ -64,101 +60,102 @@ class Calls:
         self._answer = answer
         self._group = group
         self._asked: dict[tuple[int, int], _Asked] = {}
-        self._incoming: dict[tuple[int, int], _Incoming] = {}
+        self._incoming: dict[int, dict[int, _Incoming]] = {}
         self._last_call = 0
-        self._count_by_peer: dict[int, int] = {}
+
+    @property
+    def open(self) -> int:
+        """How many calls are under way, both ways."""
+        return len(self._asked) + sum(map(len, self._incoming.values()))
 
     # -- Asking --------------------------------------------------------------------------------------------------------
 
     async def ask(self, node_id: int, request: ApiRequest) -> ApiResponse:
-        """Have another node answer. Raises Unavailable where it does not, or goes away meanwhile."""
-        assert self.mesh is not None
+        """Have another node answer. Raises Unavailable where it does not, or goes away meanwhile. Read or not, a stream
+        in the answer has to be closed."""
         self._last_call += 1
         call = self._last_call
         asked = self._asked[node_id, call] = _Asked()
-        is_streaming = False
+        is_answered = False
         try:
             await self._send_request(node_id, call, request)
             async with asyncio.timeout(FIRST_PART_TIMEOUT_S):
                 first = await asked.parts.get()
-            if isinstance(first, TaskdError):
-                raise first
-            assert isinstance(first, msg.Response)
-            if first.last:
-                return ApiResponse(first.status, first.content_type, first.body)
-            is_streaming = True
-            return ApiResponse(first.status, first.content_type, stream=self._stream(node_id, call, asked, first.body))
+            is_answered = True
         except TimeoutError:
-            self.mesh.send(node_id, msg.Abandon(call, True))
             raise Unavailable(f"node {node_id} did not answer") from None
-        except asyncio.CancelledError:
-            self.mesh.send(node_id, msg.Abandon(call, True))
-            raise
         finally:
-            if not is_streaming:
-                self._asked.pop((node_id, call), None)
+            if not is_answered:
+                self._let_go(node_id, call, is_whole=False)
+        if isinstance(first, msg.Response) and not first.last:
+            stream = _AnswerStream(
+                asked, first.body,
+                taken=lambda size_bytes: self._say_taken(node_id, call, size_bytes),
+                let_go=lambda is_whole: self._let_go(node_id, call, is_whole=is_whole),
+            )  # fmt: skip
+            return ApiResponse(first.status, first.content_type, stream=stream)
+        self._let_go(node_id, call, is_whole=True)
+        if isinstance(first, TaskdError):
+            raise first
+        assert isinstance(first, msg.Response), first
+        return ApiResponse(first.status, first.content_type, first.body)
 
     async def _send_request(self, node_id: int, call: int, request: ApiRequest) -> None:
-        assert self.mesh is not None
         target = request.path + ("?" + urlencode(request.query) if request.query else "")
-        body = request.body
-        first, rest = body[: msg.CHUNK_BYTES_MAX], body[msg.CHUNK_BYTES_MAX :]
-        caller = request.caller
-        message = msg.Request(call, caller.user, caller.is_admin, request.method, target, first, not rest)
-        if not self.mesh.send(node_id, message):
+        body, caller = request.body, request.caller
+        sent = msg.CHUNK_BYTES_MAX
+        first, is_last = body[:sent], len(body) <= sent
+        message = msg.Request(call, caller.user, caller.is_admin, request.method, target, first, is_last)
+        if not self._send(node_id, message):
             raise Unavailable(f"node {node_id} is not connected")
-        while rest:
-            await self.mesh.drained(node_id)
-            part, rest = rest[: msg.CHUNK_BYTES_MAX], rest[msg.CHUNK_BYTES_MAX :]
-            self.mesh.send(node_id, msg.RequestPart(call, part, not rest))
+        while not is_last:
+            await self._drained(node_id)
+            part = body[sent : sent + msg.CHUNK_BYTES_MAX]
+            sent += len(part)
+            is_last = sent >= len(body)
+            self._send(node_id, msg.RequestPart(call, part, is_last))
 
-    async def _stream(self, node_id: int, call: int, asked: _Asked, first: bytes) -> AsyncIterator[bytes]:
-        assert self.mesh is not None
-        is_whole = False
-        try:
-            if first:
-                yield first
-            while True:
-                part = await asked.parts.get()
-                if part is None:
-                    is_whole = True
-                    return
-                if isinstance(part, TaskdError):
-                    is_whole = True
-                    raise part
-                assert isinstance(part, bytes)
-                yield part
-        finally:
-            self._asked.pop((node_id, call), None)
-            if not is_whole:
-                self.mesh.send(node_id, msg.Abandon(call, True))
+    def _say_taken(self, node_id: int, call: int, size_bytes: int) -> None:
+        if (node_id, call) in self._asked:
+            self._send(node_id, msg.Taken(call, size_bytes))
+
+    def _let_go(self, node_id: int, call: int, *, is_whole: bool) -> None:
+        """Expect no more of an answer, and say so where more would come."""
+        if self._asked.pop((node_id, call), None) is not None and not is_whole:
+            self._send(node_id, msg.Abandon(call, True))
 
     # -- Messages ------------------------------------------------------------------------------------------------------
 
     def on_message(self, node_id: int, message: CallMessage) -> None:
-        """A peer's part of a call."""
-        if isinstance(message, msg.Response):
-            asked = self._asked.get((node_id, message.call))
-            if asked is not None:
-                asked.parts.put_nowait(message)
-        elif isinstance(message, msg.ResponsePart):
-            self._on_response_part(node_id, message)
-        elif isinstance(message, msg.Request):
-            self._on_request(node_id, message)
-        elif isinstance(message, msg.RequestPart):
-            self._on_request_part(node_id, message)
-        else:
-            self._on_abandon(node_id, message)
+        """A peer's part of a call. What belongs to no call, or to none any more, is left alone."""
+        match message:
+            case msg.Request():
+                self._on_request(node_id, message)
+            case msg.RequestPart():
+                self._on_request_part(node_id, message)
+            case msg.Response():
+                self._on_response(node_id, message)
+            case msg.ResponsePart():
+                self._on_response_part(node_id, message)
+            case msg.Taken():
+                self._on_taken(node_id, message)
+            case msg.Abandon():
+                self._on_abandon(node_id, message)
+
+    def _on_response(self, node_id: int, message: msg.Response) -> None:
+        asked = self._asked.get((node_id, message.call))
+        if asked is not None and not asked.has_begun:
+            asked.has_begun = True
+            asked.parts.put_nowait(message)
 
     def _on_response_part(self, node_id: int, message: msg.ResponsePart) -> None:
         asked = self._asked.get((node_id, message.call))
-        if asked is None:
+        if asked is None or not asked.has_begun:
             return
-        if asked.parts.qsize() > PARTS_WAITING_MAX:
-            assert self.mesh is not None
-            self._asked.pop((node_id, message.call), None)
-            self.mesh.send(node_id, msg.Abandon(message.call, True))
-            asked.parts.put_nowait(Unavailable("the answer came faster than it was read"))
+        asked.waiting_bytes += len(message.body)
+        if asked.waiting_bytes > msg.ANSWER_BYTES_AHEAD_MAX + msg.CHUNK_BYTES_MAX:
+            self._let_go(node_id, message.call, is_whole=False)
+            asked.parts.put_nowait(Unavailable(f"node {node_id} sent more than was asked for"))
             return
         if message.body:
             asked.parts.put_nowait(message.body)
@@ -166,92 +163,176 @@ class Calls:
             asked.parts.put_nowait(None)
 
     def _on_abandon(self, node_id: int, message: msg.Abandon) -> None:
-        key = (node_id, message.call)
         if message.is_caller:
-            incoming = self._incoming.pop(key, None)
+            incoming = self._incoming.get(node_id, {}).pop(message.call, None)
             if incoming is not None and incoming.task is not None:
                 incoming.task.cancel()
-        elif (asked := self._asked.get(key)) is not None:
+        elif (asked := self._asked.get((node_id, message.call))) is not None:
             asked.parts.put_nowait(Unavailable(f"node {node_id} broke off its answer"))
 
     def peer_down(self, node_id: int) -> None:
         """A peer is gone, and with it all calls to and from it."""
-        for (peer, _), asked in list(self._asked.items()):
+        for (peer, _), asked in self._asked.items():
             if peer == node_id:
                 asked.parts.put_nowait(Unavailable(f"the connection to node {node_id} is gone"))
-        for (peer, call), incoming in list(self._incoming.items()):
-            if peer == node_id:
-                del self._incoming[peer, call]
-                if incoming.task is not None:
-                    incoming.task.cancel()
+        for incoming in self._incoming.pop(node_id, {}).values():
+            if incoming.task is not None:
+                incoming.task.cancel()
 
     # -- Answering -----------------------------------------------------------------------------------------------------
 
     def _on_request(self, node_id: int, message: msg.Request) -> None:
-        assert self.mesh is not None
-        key = (node_id, message.call)
-        if key in self._incoming or self._count_by_peer.get(node_id, 0) >= CALLS_PER_PEER_MAX:
-            self.mesh.send(node_id, msg.Abandon(message.call, False))
+        calls = self._incoming.setdefault(node_id, {})
+        if message.call in calls:
+            return  # A number is used once: whatever this is, it has no answer.
+        if len(calls) >= CALLS_PER_PEER_MAX:
+            self._refuse(node_id, message.call, Overloaded(f"{CALLS_PER_PEER_MAX} calls of this node are under way"))
             return
-        incoming = self._incoming[key] = _Incoming(message)
-        if message.last:
-            self._begin(key, incoming)
+        calls[message.call] = _Incoming(message)
+        self._on_body(node_id, message.call, message.last)
 
     def _on_request_part(self, node_id: int, message: msg.RequestPart) -> None:
-        assert self.mesh is not None
-        key = (node_id, message.call)
-        incoming = self._incoming.get(key)
-        if incoming is None or incoming.task is not None:
-            return
-        incoming.body += message.body
-        if len(incoming.body) > BODY_BYTES_MAX:
-            del self._incoming[key]
-            self.mesh.send(node_id, msg.Abandon(message.call, False))
-        elif message.last:
-            self._begin(key, incoming)
+        incoming = self._incoming.get(node_id, {}).get(message.call)
+        if incoming is not None and incoming.task is None:
+            incoming.parts.append(message.body)
+            incoming.size_bytes += len(message.body)
+            self._on_body(node_id, message.call, message.last)
 
-    def _begin(self, key: tuple[int, int], incoming: _Incoming) -> None:
-        self._count_by_peer[key[0]] = self._count_by_peer.get(key[0], 0) + 1
-        incoming.task = self._group.create_task(self._serve(key, incoming))
-
-    async def _serve(self, key: tuple[int, int], incoming: _Incoming) -> None:
-        assert self.mesh is not None
-        node_id, call = key
-        try:
-            message = incoming.request
-            parts = urlsplit(message.target)
-            request = ApiRequest(
-                message.method, parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)),
-                Caller(message.user, message.is_admin), bytes(incoming.body),
-            )  # fmt: skip
-            response = await self._answer(request)
-            await self._send_response(node_id, call, response)
-        except asyncio.CancelledError:
-            if key in self._incoming:
-                raise  # The daemon stops; an abandoned call was taken out before.
-        finally:
-            self._incoming.pop(key, None)
-            self._count_by_peer[node_id] -= 1
-
-    async def _send_response(self, node_id: int, call: int, response: ApiResponse) -> None:
-        assert self.mesh is not None
-        if response.stream is None:
-            first, rest = response.body[: msg.CHUNK_BYTES_MAX], response.body[msg.CHUNK_BYTES_MAX :]
-            self.mesh.send(node_id, msg.Response(call, response.status, response.content_type, first, not rest))
-            while rest:
-                await self.mesh.drained(node_id)
-                part, rest = rest[: msg.CHUNK_BYTES_MAX], rest[msg.CHUNK_BYTES_MAX :]
-                self.mesh.send(node_id, msg.ResponsePart(call, part, not rest))
-            return
-        self.mesh.send(node_id, msg.Response(call, response.status, response.content_type, b"", False))
-        try:
-            async with closing(response.stream) as stream:
-                async for chunk in stream:
-                    for start in range(0, len(chunk), msg.CHUNK_BYTES_MAX):
-                        part = chunk[start : start + msg.CHUNK_BYTES_MAX]
-                        await self.mesh.drained(node_id)
-                        self.mesh.send(node_id, msg.ResponsePart(call, part, False))
-        except (TaskdError, OSError):
-            self.mesh.send(node_id, msg.Abandon(call, False))
+    def _on_body(self, node_id: int, call: int, is_whole: bool) -> None:
+        calls = self._incoming[node_id]
+        incoming = calls[call]
+        if incoming.size_bytes > BODY_BYTES_MAX:
+            error: TaskdError = TooLarge(f"a relayed body takes at most {BODY_BYTES_MAX} bytes")
+        elif incoming.size_bytes and sum(other.size_bytes for other in calls.values()) > BODIES_BYTES_MAX:
+            error = Overloaded("the requests of this node that are under way are too large together; try again later")
         else:
-            self.mesh.send(node_id, msg.ResponsePart(call, b"", True))
+            if is_whole:
+                incoming.task = task = self._group.create_task(self._serve(node_id, call, incoming))
+                # Not at the end of the coroutine: one that is cancelled before its first step never gets there.
+                task.add_done_callback(lambda _: self._forget(node_id, call, incoming))
+            return
+        del calls[call]
+        self._refuse(node_id, call, error)
+
+    def _refuse(self, node_id: int, call: int, error: TaskdError) -> None:
+        response = error_response(error)
+        self._send(node_id, msg.Response(call, response.status, response.content_type, response.body, True))
+
+    def _forget(self, node_id: int, call: int, incoming: _Incoming) -> None:
+        calls = self._incoming.get(node_id)
+        if calls is not None and calls.get(call) is incoming:
+            del calls[call]
+            if not calls:
+                del self._incoming[node_id]
+
+    async def _serve(self, node_id: int, call: int, incoming: _Incoming) -> None:
+        message = incoming.request
+        path, _, query = message.target.partition("?")
+        caller = Caller(message.user, message.is_admin)
+        fields = dict(parse_qsl(query, keep_blank_values=True))
+        body = b"".join(incoming.parts)
+        incoming.parts.clear()
+        try:
+            response = await self._answer(ApiRequest(message.method, path, fields, caller, body))
+            await self._send_response(node_id, call, incoming, response)
+        except (TaskdError, OSError):
+            self._send(node_id, msg.Abandon(call, False))  # The asker is to see that the end is missing.
+        except Exception as error:
+            # Our bug, and one call's: the others and the daemon go on.
+            log("error", "a call from another node failed", node=node_id, path=path, reason=repr(error))
+            self._send(node_id, msg.Abandon(call, False))
+
+    async def _send_response(self, node_id: int, call: int, incoming: _Incoming, response: ApiResponse) -> None:
+        status, content_type, stream = response.status, response.content_type, response.stream
+        if stream is None:
+            body = response.body
+            is_whole = len(body) <= msg.CHUNK_BYTES_MAX
+            self._send(node_id, msg.Response(call, status, content_type, body if is_whole else b"", is_whole))
+            if is_whole:
+                return
+            await self._send_parts(node_id, call, incoming, body)
+        else:
+            self._send(node_id, msg.Response(call, status, content_type, b"", False))
+            try:
+                async for part in stream:
+                    await self._send_parts(node_id, call, incoming, part)
+            finally:
+                await close_stream(stream)
+        self._send(node_id, msg.ResponsePart(call, b"", True))
+
+    async def _send_parts(self, node_id: int, call: int, incoming: _Incoming, body: bytes) -> None:
+        """Send bytes of an answer, at the pace of its reader and of the connection."""
+        for start in range(0, len(body), msg.CHUNK_BYTES_MAX):
+            part = body[start : start + msg.CHUNK_BYTES_MAX]
+            while incoming.ahead_bytes and incoming.ahead_bytes + len(part) > msg.ANSWER_BYTES_AHEAD_MAX:
+                incoming.may_go_on.clear()
+                await incoming.may_go_on.wait()
+            incoming.ahead_bytes += len(part)
+            await self._drained(node_id)
+            self._send(node_id, msg.ResponsePart(call, part, False))
+
+    def _on_taken(self, node_id: int, message: msg.Taken) -> None:
+        incoming = self._incoming.get(node_id, {}).get(message.call)
+        if incoming is not None:
+            incoming.ahead_bytes = max(0, incoming.ahead_bytes - message.size_bytes)
+            incoming.may_go_on.set()
+
+    # -- The mesh ------------------------------------------------------------------------------------------------------
+
+    def _send(self, node_id: int, message: CallMessage) -> bool:
+        assert self.mesh is not None
+        return self.mesh.send(node_id, message)
+
+    async def _drained(self, node_id: int) -> None:
+        assert self.mesh is not None
+        await self.mesh.drained(node_id)
+
+
+class _AnswerStream:
+    """The parts of an answer as they come. No generator: closing one that nobody has read from would let nothing go."""
+
+    def __init__(
+        self, asked: _Asked, first: bytes, taken: Callable[[int], None], let_go: Callable[[bool], None]
+    ) -> None:
+        self._asked = asked
+        self._first = first
+        self._taken = taken
+        self._let_go = let_go
+        self._unsaid_bytes = 0  # read, and the other node not told yet
+        self._is_over = False
+
+    def __aiter__(self) -> _AnswerStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Raises Unavailable where the answer broke."""
+        if self._is_over:
+            raise StopAsyncIteration
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        part = await self._asked.parts.get()
+        if isinstance(part, bytes):
+            self._read(len(part))
+            return part
+        self._end(is_whole=True)
+        if part is None:
+            raise StopAsyncIteration
+        assert isinstance(part, TaskdError), part
+        raise part
+
+    async def aclose(self) -> None:
+        """Read no more."""
+        if not self._is_over:
+            self._end(is_whole=False)
+
+    def _read(self, size_bytes: int) -> None:
+        self._asked.waiting_bytes -= size_bytes
+        self._unsaid_bytes += size_bytes
+        if self._unsaid_bytes >= TAKEN_BYTES_MIN:
+            self._taken(self._unsaid_bytes)
+            self._unsaid_bytes = 0
+
+    def _end(self, *, is_whole: bool) -> None:
+        self._is_over = True
+        self._let_go(is_whole)

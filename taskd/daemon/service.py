@@ -10,6 +10,7 @@ import msgspec
 
 from taskd.api.dispatch import dispatch
 from taskd.api.service import ApiRequest, ApiResponse, HandlerDefaults, Watch
+from taskd.api.streams import close_stream
 from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeFit, NodeView, Ready
 from taskd.core import events as ev
 from taskd.core.effects import Change
@@ -216,18 +217,20 @@ class DaemonService:
     ) -> AsyncIterator[bytes]:
         """What a task wrote, read where it ran."""
         if worker == self._node.info.node_id and self._read_output is not None:
-            async for chunk in self._read_output(id, attempt, stream, offset, follow):
+            source = self._read_output(id, attempt, stream, offset, follow)
+        else:
+            response = await self._calls.ask(worker, output_request(id, attempt, stream, offset, follow))
+            if response.stream is None:
+                if response.status != 200:
+                    raise error_of(response)
+                yield response.body
+                return
+            source = response.stream
+        try:
+            async for chunk in source:
                 yield chunk
-            return
-        request = output_request(id, attempt, stream, offset, follow)
-        response = await self._calls.ask(worker, request)
-        if response.status != 200:
-            raise error_of(response)
-        if response.stream is None:
-            yield response.body
-            return
-        async for chunk in response.stream:
-            yield chunk
+        finally:
+            await close_stream(source)
 
     # -- Nodes ---------------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from taskd.api.streams import close_stream
 from taskd.config import WorkerSettings
-from taskd.daemon.calls import closing
 from taskd.daemon.capacity import offer
 from taskd.daemon.logs import log
 from taskd.protocol.messages import AttemptEnded, AttemptStarted, Offer
@@ -73,9 +73,12 @@ class Work:
     ) -> AsyncIterator[bytes]:
         """What an attempt wrote."""
         which: Stream = "stderr" if stream == "stderr" else "stdout"
-        async with closing(self.output.stream(task_id, attempt, which, offset, follow)) as parts:
+        parts = self.output.stream(task_id, attempt, which, offset, follow)
+        try:
             async for part in parts:
                 yield part
+        finally:
+            await close_stream(parts)
 
     async def keep_tidy(self) -> None:
         """Remove old output from time to time; until cancelled."""

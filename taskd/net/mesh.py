@@ -32,7 +32,7 @@ REDIAL_MIN_S = 0.05
 REFUSALS_LOGGED_S = 60.0  # One line for each address and reason in this time.
 REFUSALS_KEPT = 1000
 
-_CALLS = (msg.Request, msg.RequestPart, msg.Response, msg.ResponsePart, msg.Abandon)
+_CALLS = (msg.Request, msg.RequestPart, msg.Response, msg.ResponsePart, msg.Taken, msg.Abandon)
 Log = Callable[..., None]
 
 

@@ -20,6 +20,7 @@ Text = Annotated[str, Meta(max_length=4096)]
 Role = Literal["scheduler", "worker"]
 
 CHUNK_BYTES_MAX = 1 << 20  # Of one relayed body part: small enough that heartbeats pass between two of them.
+ANSWER_BYTES_AHEAD_MAX = 4 << 20  # Of a relayed answer that its reader has not taken yet.
 
 
 class Part(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -181,6 +182,14 @@ class ResponsePart(Message, frozen=True):
     last: bool
 
 
+class Taken(Message, frozen=True):
+    """So many more bytes of an answer's body have been read: as many more may come. Whoever answers keeps at most
+    ANSWER_BYTES_AHEAD_MAX on their way, so that a slow reader holds up its own answer and nothing else."""
+
+    call: Unsigned
+    size_bytes: Unsigned
+
+
 class Abandon(Message, frozen=True):
     """The sender no longer wants the rest of a call that it made (`is_caller`), or cannot give it. Each side counts its
     own calls, so the number alone does not say whose it is."""
@@ -281,7 +290,7 @@ class Acknowledged(Message, frozen=True):
 
 
 Any = (
-    Hello | Ping | Pong | Goodbye | Request | RequestPart | Response | ResponsePart | Abandon
+    Hello | Ping | Pong | Goodbye | Request | RequestPart | Response | ResponsePart | Taken | Abandon
     | Leading | Register | Inventory | Started | Finished | Returned | Offering
     | Registered | Run | Cancel | Recall | Acknowledged
 )  # fmt: skip
@@ -292,7 +301,8 @@ _SCHEDULER: frozenset[Role] = frozenset({"scheduler"})
 
 MAY_SEND: dict[type[Message], frozenset[Role]] = {
     Hello: _BOTH, Ping: _BOTH, Pong: _BOTH, Goodbye: _BOTH,
-    Request: _BOTH, RequestPart: _BOTH, Response: _BOTH, ResponsePart: _BOTH, Abandon: _BOTH,
+    Request: _BOTH, RequestPart: _BOTH, Response: _BOTH, ResponsePart: _BOTH, Taken: _BOTH,
+    Abandon: _BOTH,
     Leading: _SCHEDULER,
     Register: _WORKER, Inventory: _WORKER, Started: _WORKER, Finished: _WORKER, Returned: _WORKER, Offering: _WORKER,
     Registered: _SCHEDULER, Run: _SCHEDULER, Cancel: _SCHEDULER, Recall: _SCHEDULER, Acknowledged: _SCHEDULER,
