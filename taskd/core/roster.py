@@ -13,7 +13,7 @@ NOTHING_OFFERED = Offer(0, {}, {}, ())
 
 # A task that runs longer than this gains nothing from waiting at a worker: the way there takes about a millisecond.
 PREFETCH_TASK_S_MAX = 1.0
-PREFETCHED_MAX = 100_000  # At one worker: it names them all in one Register, which has to fit a frame.
+ASSIGNED_MAX = 100_000  # At one worker, before more wait there: it names them all in one Register, in one frame.
 
 
 class Worker:
@@ -94,16 +94,9 @@ class Worker:
     def has_room(self, shape: Shape, load: float, prefetch_s: float, prefetch_max: int) -> bool:
         """Whether it may be given one more task of this shape, with which its load would be `load`: to begin at once,
         or to wait there for a moment."""
-        return load <= 1 or len(self.assigned) < self.offer.slots + self._prefetch(shape, prefetch_s, prefetch_max)
-
-    def _prefetch(self, shape: Shape, prefetch_s: float, prefetch_max: int) -> int:
-        """How many tasks may wait at the worker: about `prefetch_s` of its work, so that results on their way to the
-        leader leave no slot idle; none while the duration is unknown or long, so that no other worker idles."""
-        mean_s = shape.mean_s
-        if mean_s is None or mean_s > PREFETCH_TASK_S_MAX:
-            return 0
-        per_slot = max(int(prefetch_s / mean_s), 1) if mean_s * prefetch_max > prefetch_s else prefetch_max
-        return min(self.offer.slots * per_slot, PREFETCHED_MAX)
+        if load <= 1:
+            return True
+        return load <= 1 + _waiting(shape.mean_s, prefetch_s, prefetch_max) and len(self.assigned) < ASSIGNED_MAX
 
     def give(self, task: Task, shape: Shape) -> None:
         """Count an attempt as given to it."""
@@ -123,6 +116,15 @@ class Worker:
             used["cpus"] = used.get("cpus", 0) + sign * self._share
         for name, amount in shape.needs:
             used[name] = used.get(name, 0) + sign * amount
+
+
+def _waiting(mean_s: float | None, prefetch_s: float, prefetch_max: int) -> int:
+    """How many tasks that run so long may wait at a worker behind each that runs: about `prefetch_s` of work, so that
+    results on their way to the leader leave no slot idle; none while the duration is unknown or long, so that no other
+    worker idles."""
+    if mean_s is None or mean_s > PREFETCH_TASK_S_MAX:
+        return 0
+    return max(int(prefetch_s / mean_s), 1) if mean_s * prefetch_max > prefetch_s else prefetch_max
 
 
 class Roster:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from taskd.core.constraints import matches
 from taskd.core.placement import RECALL_TASK_S_MIN, misplaced, place
 from taskd.core.queue import ReadyQueue, rank_of
-from taskd.core.roster import PREFETCH_TASK_S_MAX, PREFETCHED_MAX, Roster, Worker
+from taskd.core.roster import ASSIGNED_MAX, PREFETCH_TASK_S_MAX, Roster, Worker
 from taskd.core.task import NodeRow, Record, Task, TaskSpec, TaskState
 from taskd.protocol.messages import HandlerInfo, NodeInfo, Offer
 
@@ -73,7 +73,7 @@ TASKS = st.fixed_dictionaries(
 )
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("push"), TASKS),
+        st.tuples(st.just("push"), TASKS, st.integers(1, 4)),
         st.tuples(st.just("arrive"), st.integers(1, 4), OFFERS),
         st.tuples(st.just("leave"), st.integers(1, 4)),
         st.tuples(st.just("drain"), st.integers(1, 4), st.sampled_from((None, "upkeep"))),
@@ -94,8 +94,8 @@ def test_nothing_is_overcommitted_and_nothing_waits_for_which_there_is_room(step
     placed: list[tuple[Task, Worker]] = []
     for step in steps:
         match step:
-            case ("push", dict(options)):
-                waiting.append(floor.push(**options))
+            case ("push", dict(options), int(count)):
+                waiting += [floor.push(**options) for _ in range(count)]
             case ("arrive", int(node_id), Offer() as offer):
                 floor.arrive(node_id, offer)
             case ("leave", int(node_id)):
@@ -164,6 +164,14 @@ def test_a_long_queue_in_front_of_busy_workers_asks_only_who_got_room() -> None:
     assert asked == []
 
 
+def test_a_free_slot_is_no_room_where_something_else_is_short() -> None:
+    floor = Floor()
+    floor.arrive(1, Offer(4, {"cpus": 4000, "gpus": 1000}, {}, ("command",)))
+    for _ in range(3):
+        floor.push(resources={"gpus": 1000})
+    assert len(floor.place(prefetch_s=0.05, prefetch_max=512)) == 1
+
+
 def test_load_is_by_what_is_scarcest() -> None:
     floor = Floor()
     big = floor.arrive(1, Offer(8, {"cpus": 8000}, {}, ("command",)))
@@ -201,6 +209,15 @@ def test_how_many_tasks_wait_at_a_worker(
     assert len(floor.place(prefetch_s, prefetch_max)) == 2 + 2 * per_slot
 
 
+def test_tasks_wait_by_what_is_scarce_and_not_by_slots() -> None:
+    floor = Floor()
+    floor.arrive(1, Offer(64, {"cpus": 64000, "gpus": 1000}, {}, ("command",)))
+    floor.push(resources={"gpus": 1000}).shape.mean_s = 0.01  # type: ignore[union-attr]
+    for _ in range(100):
+        floor.push(resources={"gpus": 1000})
+    assert len(floor.place(prefetch_s=0.05, prefetch_max=512)) == 1 + 5
+
+
 def test_no_worker_is_given_more_than_it_can_name_in_one_message() -> None:
     floor = Floor()
     worker = floor.arrive(1, Offer(1000, {}, {}, ("command",)))
@@ -208,7 +225,7 @@ def test_no_worker_is_given_more_than_it_can_name_in_one_message() -> None:
     shape = floor.push().shape
     assert shape is not None
     task = floor.queue.pop(shape)
-    worker.assigned = {number.to_bytes(16, "big"): task for number in range(PREFETCHED_MAX + 1000)}
+    worker.assigned = {number.to_bytes(16, "big"): task for number in range(ASSIGNED_MAX)}
     assert not worker.has_room(shape, 2.0, 1.0, 10_000)
 
 

@@ -127,6 +127,15 @@ def test_resources_are_never_overcommitted(world: World) -> None:
     assert len(running & set(big)) == 1
 
 
+def test_a_task_does_not_wait_at_a_worker_for_what_a_long_one_uses_there(world: World) -> None:
+    world.cluster(offer=offer(4, gpus=1))
+    world.submit(resources={"gpus": 1000})
+    (task,) = world.submit(resources={"gpus": 1000})
+    assert world.state(task) is TaskState.QUEUED
+    world.add(12, "worker", offer=offer(1, gpus=1))
+    assert world.where(task) == [12]
+
+
 def test_a_task_that_fits_nowhere_does_not_hold_back_the_others(world: World) -> None:
     world.cluster()
     (stuck,) = world.submit(priority=100, resources={"gpus": 1000})
