@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import IntEnum
 from random import Random
 
@@ -29,7 +30,8 @@ class Ledger:
     """All unfinished tasks, in memory and on their way to the disk."""
 
     def __init__(self, outbox: Outbox, stats: Stats, random: Random, crash_limit: int) -> None:
-        self.tasks: dict[bytes, Task] = {}
+        self.tasks: dict[bytes, Task] = {}  # in the order of their submission
+        self.counts: Counter[tuple[TaskState, str]] = Counter()  # of `tasks`, by state and queue; none is zero
         self.queue = ReadyQueue()
         self._calendar: Deadlines[tuple[_Due, bytes]] = Deadlines()
         self._outbox = outbox
@@ -42,6 +44,7 @@ class Ledger:
         open_tasks = []
         for row in rows:
             task = self.tasks[row.id] = Task.from_row(row)
+            self.counts[task.state, task.spec.queue] += 1
             self._index(task)
             if task.key is not None:
                 task.shape = self.queue.shape_of(task.spec)
@@ -55,6 +58,17 @@ class Ledger:
         elif task.state in (TaskState.SCHEDULED, TaskState.RETRYING):
             self._calendar.set((_Due.READY, task.id), task.record.due_s)
         self._set_deadline(task)
+
+    def _move(self, task: Task, state: TaskState, now_s: float) -> None:
+        """Change a task's state. Counted here, for counting millions when somebody asks would hold up the leader."""
+        counts, queue, before = self.counts, task.spec.queue, task.state
+        task.move(state, now_s)
+        if counts[before, queue] == 1:
+            del counts[before, queue]
+        else:
+            counts[before, queue] -= 1
+        if not state.is_final:
+            counts[state, queue] += 1
 
     def _set_deadline(self, task: Task) -> None:
         """Only a task that has not begun can be too late; one that was given back unstarted still can."""
@@ -73,6 +87,7 @@ class Ledger:
         state = TaskState.SCHEDULED if is_early else TaskState.QUEUED
         task = Task(new.id, spec, new.spec_bytes, state, Record([], due_s=spec.not_before_s if is_early else 0.0))
         self.tasks[new.id] = task
+        self.counts[state, spec.queue] += 1
         self._index(task)
         self._outbox.insert(task)
         self._stats.submitted[spec.type, spec.queue] += 1
@@ -86,7 +101,7 @@ class Ledger:
         if task.key is None:
             self._finish(task, TaskState.CANCELLED, now_s)
         else:
-            task.move(TaskState.CANCELLING, now_s)
+            self._move(task, TaskState.CANCELLING, now_s)
             self._outbox.update(task)
 
     # -- Attempts ------------------------------------------------------------------------------------------------------
@@ -103,7 +118,7 @@ class Ledger:
         attempts.append(Attempt(number, outbox.term, outbox.lsn, worker, now_s))
         key = task.key = AttemptKey(task.id, number, outbox.term, outbox.lsn)
         task.is_recalled = False
-        task.move(TaskState.ASSIGNED, now_s)
+        self._move(task, TaskState.ASSIGNED, now_s)
         outbox.update(task)
         return key
 
@@ -118,7 +133,7 @@ class Ledger:
         if task is None or task.state is not TaskState.ASSIGNED:
             return  # Ended, cancelled or lost in the meantime.
         task.record.attempts[-1].started_s = started.started_s
-        task.move(TaskState.RUNNING, now_s)
+        self._move(task, TaskState.RUNNING, now_s)
         self._outbox.update(task)
 
     def ended(self, task: Task, ended: AttemptEnded, now_s: float) -> None:
@@ -175,7 +190,7 @@ class Ledger:
             return
         self._stats.retries += 1
         task.record.due_s = now_s + retry.delay_s(task.spec.backoff, count, self._random)
-        task.move(TaskState.RETRYING, now_s)
+        self._move(task, TaskState.RETRYING, now_s)
         self._calendar.set((_Due.READY, task.id), task.record.due_s)
         self._outbox.update(task)
 
@@ -187,7 +202,7 @@ class Ledger:
             attempts[-1 - REPORTS_KEPT].report = b""
 
     def _requeue(self, task: Task, now_s: float) -> None:
-        task.move(TaskState.QUEUED, now_s)
+        self._move(task, TaskState.QUEUED, now_s)
         self.queue.push(task)
         self._set_deadline(task)
         self._outbox.update(task)
@@ -198,7 +213,7 @@ class Ledger:
         self._calendar.clear((_Due.READY, task.id))
         self._calendar.clear((_Due.TOO_LATE, task.id))
         task.record.reason = reason
-        task.move(state, now_s)
+        self._move(task, state, now_s)
         del self.tasks[task.id]
         attempts = task.record.attempts
         outcome = attempts[-1].outcome if attempts else None

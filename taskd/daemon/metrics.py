@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from taskd.core.ledger import Ledger
 from taskd.core.scheduler import Scheduler
 from taskd.core.stats import Histogram
 from taskd.core.task import TaskState
@@ -91,20 +92,13 @@ class _NodeCollector(Collector):
             yield from self._live(scheduler)
 
     def _live(self, scheduler: Scheduler) -> Iterator[Metric]:
-        by_state: Counter[tuple[str, str]] = Counter()
-        oldest_s: dict[str, float] = {}
-        for task in scheduler.ledger.tasks.values():
-            queue = task.spec.queue
-            by_state[task.state.word, queue] += 1
-            if task.state is TaskState.QUEUED:
-                oldest_s[queue] = min(oldest_s.get(queue, float("inf")), task.spec.submitted_s)
         tasks = GaugeMetricFamily("taskd_tasks", "Unfinished tasks.", labels=["state", "queue"])
-        for (state, queue), count in by_state.items():
-            tasks.add_metric([state, queue], count)
+        for (state, queue), count in scheduler.ledger.counts.items():
+            tasks.add_metric([state.word, queue], count)
         yield tasks
         age = GaugeMetricFamily("taskd_queue_oldest_age_seconds", "Age of the oldest ready task.", labels=["queue"])
         now_s = self._shell.utc()
-        for queue, submitted_s in oldest_s.items():
+        for queue, submitted_s in _oldest_ready(scheduler.ledger):
             age.add_metric([queue], max(0.0, now_s - submitted_s))
         yield age
         nodes = GaugeMetricFamily("taskd_nodes", "Known workers.", labels=["role", "state"])
@@ -114,15 +108,27 @@ class _NodeCollector(Collector):
         used = GaugeMetricFamily(
             "taskd_node_resource_used", "What its attempts take; memory in bytes.", labels=["node", "resource"]
         )
-        states: Counter[str] = Counter()
+        nodes_by_state: Counter[str] = Counter()
         for worker in scheduler.roster:
-            states["lost" if not worker.is_here else "up" if worker.drain_reason is None else "drained"] += 1
+            nodes_by_state["lost" if not worker.is_here else "up" if worker.drain_reason is None else "drained"] += 1
             for name, amount in worker.offer.capacity.items():
                 capacity.add_metric([worker.name, name], amount / 1000)
                 used.add_metric([worker.name, name], worker.used.get(name, 0) / 1000)
-        for state, count in states.items():
-            nodes.add_metric(["worker", state], count)
+        for word, count in nodes_by_state.items():
+            nodes.add_metric(["worker", word], count)
         yield from (nodes, capacity, used)
+
+
+def _oldest_ready(ledger: Ledger) -> Iterator[tuple[str, float]]:
+    """When the oldest ready task of each queue was submitted. The first that is found is the oldest, so that there is
+    little to look at however many wait."""
+    wanted = {queue for state, queue in ledger.counts if state is TaskState.QUEUED}
+    for task in ledger.tasks.values():
+        if not wanted:
+            return
+        if task.state is TaskState.QUEUED and task.spec.queue in wanted:
+            wanted.remove(task.spec.queue)
+            yield task.spec.queue, task.spec.submitted_s
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:

@@ -324,8 +324,8 @@ class DaemonService:
         if leader is None:
             health, why = "down", "no scheduler leads: none is connected, or they are still looking for each other"
         if self.leads:
-            for task in self._scheduler.ledger.tasks.values():
-                tasks[task.state.word] = tasks.get(task.state.word, 0) + 1
+            for (state, _queue), count in self._scheduler.ledger.counts.items():
+                tasks[state.word] = tasks.get(state.word, 0) + count
             here = [worker for worker in self._scheduler.roster if worker.is_here]
             workers, slots = len(here), sum(worker.offer.slots for worker in here)
             running = tasks.get("running", 0)
