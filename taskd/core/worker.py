@@ -93,6 +93,8 @@ class Worker:
             self._log("warning", "term refused: a greater one was obeyed", peer=sender, epoch=term.epoch)
             self._effects.append(Send(sender, msg.Register(NOTHING_OFFERED, (), (), self.term)))
             return
+        if sender == self.leader and term == self.term:
+            return  # Said twice. A second Register could cross with what the first one has brought on its way.
         self.term, self.leader = term, sender
         self._registered = False
         self._timers.clear("inventory")

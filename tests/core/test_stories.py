@@ -700,6 +700,16 @@ def test_what_a_worker_uses_is_counted_anew_when_it_offers_something_else(world:
     assert worker.used["cpus"] == 6000
 
 
+def test_a_leader_that_says_twice_that_it_leads_is_registered_with_once(world: World) -> None:
+    world.cluster()
+    (task,) = world.submit()
+    registered = len([message for _, _, message in world.sent if isinstance(message, msg.Register)])
+    world.post(11, ev.Received(1, [msg.Leading(world.hosts[11].node.worker.term)]))
+    world.settle()
+    assert len([message for _, _, message in world.sent if isinstance(message, msg.Register)]) == registered
+    assert world.state(task) is TaskState.RUNNING
+
+
 def test_an_attempt_the_worker_never_heard_of_is_found_by_the_inventory(world: World) -> None:
     world.cluster(offer=offer(1))
     (task,) = world.submit()
