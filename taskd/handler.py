@@ -16,7 +16,7 @@ import importlib.metadata
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any, ClassVar, TypeVar, overload
 
@@ -43,12 +43,13 @@ class Current(msgspec.Struct, frozen=True):
     fence: str
 
 
-_current: contextvars.ContextVar[Current] = contextvars.ContextVar("taskd_current")
+_running: contextvars.ContextVar[Callable[[], Current]] = contextvars.ContextVar("taskd_running")
+enter = _running.set  # For handler processes: who can tell of the call that runs from now on. Few calls ask.
 
 
 def current() -> Current:
     """The attempt on whose behalf this code runs. Raises LookupError outside of a task."""
-    return _current.get()
+    return _running.get()()
 
 
 class TaskHandler:
@@ -86,7 +87,7 @@ class Handler:
         self.retries = _retries(type, retries)
         self.timeout_s = _timeout_s(type, timeout)
         self.is_async = inspect.iscoroutinefunction(function)
-        self.summary = (inspect.getdoc(function) or "").strip().partition("\n")[0][:4096]
+        self.summary = _summary(function)
         self.version = _version_of(function)
         self._names: tuple[str, ...] = ()
         self._takes_extra = False
@@ -95,6 +96,11 @@ class Handler:
         schema = msgspec.json.encode(msgspec.json.schema(kind)) if kind is not Any else b"{}"
         self.schema = schema if len(schema) <= SCHEMA_BYTES_MAX else b"{}"
         self._decoder = msgspec.json.Decoder(kind)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The params that it knows; None where it may take others."""
+        return None if self._takes_params or self._takes_extra else self._names
 
     def bind(self, params: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments for the function. Raises msgspec.ValidationError, which names the place, where they do not fit."""
@@ -169,6 +175,11 @@ def _is_supported(kind: Any) -> bool:
     return True
 
 
+def _summary(target: Any) -> str:
+    """The first line of its docstring."""
+    return (target.__doc__ or "").strip().partition("\n")[0][:4096]
+
+
 def _version_of(function: Callable[..., Any]) -> str:
     """The version of the module or distribution that a handler comes from, as far as it says."""
     module = inspect.getmodule(function)
@@ -226,31 +237,46 @@ def task(type: Any = None, /, *, retries: int = 0, timeout: float | str = 0) -> 
     return declare
 
 
-def load(modules: Iterable[str]) -> tuple[dict[str, Handler], list[str]]:
+def load(
+    modules: Iterable[str], skipped: Collection[str] = (), entering: Callable[[str], object] = lambda step: None
+) -> tuple[dict[str, Handler], list[str]]:
     """Import modules and the entry points of installed packages; returns all handlers by type, and what went wrong, in
-    words: a module that cannot be imported takes only its own handlers away."""
+    words: a module that cannot be imported takes only its own handlers away. Each step ("module a.b") is told to
+    `entering` before it is taken; those `skipped` are not: they took the process down before."""
     problems: list[str] = []
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # a module may raise anything, SystemExit included
-            problems.append(f"module {name}: {error.__class__.__name__}: {error}")
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except BaseException as error:
-            problems.append(f"entry point {entry.name}: {error.__class__.__name__}: {error}")
+    steps: list[tuple[str, Callable[[], object]]] = [
+        (f"module {name}", partial(importlib.import_module, name)) for name in modules
+    ]
+    entries = sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda it: (it.name, it.value))
+    steps += [(f"entry point {entry.name}", entry.load) for entry in entries]
+    for step, take in steps:
+        _take(step, take, skipped, entering, problems)
     for kind in _subclasses(TaskHandler):
-        try:
-            if "type" in vars(kind) and _is_imported(kind):
-                register(
-                    Handler(
-                        kind.type, kind().execute, takes_params=True, retries=kind.retries, timeout=kind.timeout
-                    )
-                )  # fmt: skip
-        except Exception as error:
-            problems.append(f"class {kind.__qualname__}: {error.__class__.__name__}: {error}")
+        if "type" in vars(kind) and _is_imported(kind):
+            _take(f"class {kind.__qualname__}", partial(_register_class, kind), skipped, entering, problems)
     return {name: it for name, it in _registry.items() if _is_imported(it.function)}, problems
+
+
+def _take(
+    step: str,
+    take: Callable[[], object],
+    skipped: Collection[str],
+    entering: Callable[[str], object],
+    problems: list[str],
+) -> None:
+    if step in skipped:
+        return
+    entering(step)
+    try:
+        take()
+    except BaseException as error:  # It may raise anything, SystemExit included.
+        problems.append(f"{step}: {error.__class__.__name__}: {error}")
+
+
+def _register_class(kind: type[TaskHandler]) -> None:
+    handler = Handler(kind.type, kind().execute, takes_params=True, retries=kind.retries, timeout=kind.timeout)
+    handler.summary = _summary(kind) or handler.summary
+    register(handler)
 
 
 def _is_imported(declared: Any) -> bool:

@@ -27,7 +27,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd.core": ("taskd.errors", "taskd.protocol.messages"),
     "taskd.net": (*COMMON, "taskd.protocol", "taskd.core.events"),
     "taskd.store": (*WORLD, "taskd.store.base"),
-    "taskd.runner": (*WORLD, "taskd.handler"),  # which its processes load, as the user's modules do
+    # Its processes load what the user's modules do, and say of wrong params what the leader says.
+    "taskd.runner": (*WORLD, "taskd.handler", "taskd.core.signature"),
     "taskd.api": (*WORLD, "taskd.store.base", "taskd.core.constraints"),
     "taskd.daemon": ("taskd",),
     "taskd.client": (*COMMON, "taskd.paths"),

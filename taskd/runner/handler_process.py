@@ -1,317 +1,339 @@
-"""A process that runs Python handlers: reads calls in batches, makes them one after the other, reports in batches.
+"""A process that runs handlers: reads calls, makes them one after the other, and sends results many at a time.
 
-Two sockets lead to the worker. The main thread reads calls from the first and makes them. A second thread listens on
-the other: it gives back calls that have not begun, when another process idles, and cancels async ones. A third one
-sees to it that results do not wait behind a slow call.
+The main thread reads the stream and makes the calls, so that handlers run where Python, signals and libraries expect
+code to run. A second thread, the watcher, answers the control socket while a call runs, sends results that a slow call
+would hold up, and keeps what handlers print within its bounds. It sleeps while the process idles.
+
+A result is sent when nothing is left to do, when FLUSH_S have passed since the last ones, before a call of a type that
+is not known to be short, and by the watcher otherwise. In the meantime it is safe in the page (handler_page.py).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ctypes
+import faulthandler
+import gc
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Iterator
+from types import FrameType
 
-import msgspec
-
-from taskd import handler as declared
-from taskd.core.task import OUTPUT_TAIL_BYTES, RESULT_BYTES_MAX, Outcome, Report, encode
+from taskd.handler import load
 from taskd.protocol.messages import HandlerInfo
-from taskd.runner.base import error_info
+from taskd.runner.handler_calls import Caller, Terminated, encodable
 from taskd.runner.handler_messages import (
-    HEAD_BYTES,
+    PACKET_BYTES_MAX,
     Call,
-    CallEnded,
-    Calls,
-    CancelCall,
+    Control,
+    Done,
+    Dropped,
+    Frames,
     Ready,
     Setup,
     TakeBack,
-    TakenBack,
-    ToControl,
-    ToProcess,
+    Taken,
+    Tired,
+    decode_calls,
+    decode_setup,
+    decode_to_process,
+    encode,
+    framed,
 )
-from taskd.runner.handler_results import HELD_S, Results
+from taskd.runner.handler_output import Printed
+from taskd.runner.handler_page import Page
 
-_PR_SET_PDEATHSIG = 1
-_NOT_THE_HANDLERS = (__name__, "asyncio.")  # modules whose frames begin every traceback
+FLUSH_S = 0.002  # Between two lots of results: waking the daemon costs as much as ten short calls.
+SHORT_S = 0.0005  # Calls of types that take longer than this never keep results waiting.
+UNKNOWN_S = 0.01  # What a type is taken for before its first calls.
+TICK_S = 0.003  # Of the watcher: a call that is still the same one after so long holds up results.
+TICKS_AWAKE = 30  # The watcher goes to sleep when nothing has happened for so many ticks.
+TICKS_PRINTED = 30  # Between two looks at how much a call has printed.
+TERMINATE_TRIES = 5  # To meet a call that is about to begin.
+WORN_S = 0.1  # Between two looks at the memory that the process takes.
+READ_BYTES = 256 << 10
+LEFT_STATUS = 70  # A handler forked, and its child came back to where only the parent belongs.
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_STATM = "/proc/self/statm"
 
-_encode_json = msgspec.json.Encoder().encode
-_to_process: msgspec.msgpack.Decoder[Setup | Calls] = msgspec.msgpack.Decoder(ToProcess)
-_to_control: msgspec.msgpack.Decoder[TakeBack | CancelCall] = msgspec.msgpack.Decoder(ToControl)
-
-
-class _Closed(Exception):
-    """The worker is gone."""
-
-
-class _Channel:
-    """Blocking frames on a socket."""
-
-    def __init__(self, descriptor: int) -> None:
-        os.set_inheritable(descriptor, False)  # It came through exec; what handlers start is not to have it.
-        self._socket = socket.socket(fileno=descriptor)
-        self._socket.setblocking(True)
-        self._sending = threading.Lock()
-
-    def receive(self) -> bytes:
-        """The body of the next frame. Raises _Closed."""
-        size = int.from_bytes(self._exactly(HEAD_BYTES), "big")
-        return self._exactly(size)
-
-    def has_more(self) -> bool:
-        """Whether something is there to be read."""
-        try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return False
-
-    def send(self, message: Any) -> None:
-        """Send a frame whole. Raises _Closed."""
-        body = encode(message)
-        try:
-            with self._sending:
-                self._socket.sendall(len(body).to_bytes(HEAD_BYTES, "big") + body)
-        except OSError:
-            raise _Closed from None
-
-    def _exactly(self, size: int) -> bytes:
-        parts: list[bytes] = []
-        while size:
-            try:
-                part = self._socket.recv(size)
-            except OSError:
-                raise _Closed from None
-            if not part:
-                raise _Closed
-            parts.append(part)
-            size -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-class _Printed:
-    """What handlers write to stdout and stderr, whether through Python or not: two files in memory, emptied after each
-    call that wrote something."""
-
-    def __init__(self) -> None:
-        for descriptor in (1, 2):
-            file = os.memfd_create("output", os.MFD_CLOEXEC)
-            os.dup2(file, descriptor)  # Inheritable, so that programs a handler starts write there too.
-            os.close(file)
-        # Whatever buffers Python had made for the old descriptors was line-wise or none.
-        sys.stdout = os.fdopen(1, "w", buffering=8192, errors="replace", closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, errors="replace", closefd=False)
-
-    def take(self) -> tuple[bytes, int, bytes, int]:
-        """Tail and size of both streams since the last call."""
-        with contextlib.suppress(Exception):  # A handler may have closed or replaced them.
-            sys.stdout.flush()
-            sys.stderr.flush()
-        return (*self._take(1), *self._take(2))
-
-    @staticmethod
-    def _take(descriptor: int) -> tuple[bytes, int]:
-        try:
-            size = os.lseek(descriptor, 0, os.SEEK_CUR)
-            if not size:
-                return b"", 0
-            start = max(0, size - OUTPUT_TAIL_BYTES)
-            tail = os.pread(descriptor, size - start, start)
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        except OSError:
-            return b"", 0
-        return tail, size
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class HandlerProcess:
-    """The process's life."""
+    """One process, from its setup to its end."""
 
-    def __init__(self, calls_descriptor: int, control_descriptor: int, results_descriptor: int) -> None:
-        self._channel = _Channel(calls_descriptor)
-        self._control = _Channel(control_descriptor)
-        self._results = Results(results_descriptor, self._channel.send)
-        self._handlers: dict[str, declared.Handler] = {}
-        self._waiting: deque[Call] = deque()
-        self._reading = threading.Lock()
-        self._is_busy = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: tuple[int, asyncio.Task[Any]] | None = None
-        self._cancelled = 0  # the call that was last to be cancelled: it may not have begun by then
-        self._printed = _Printed()
+    def __init__(self, stream: socket.socket, control: socket.socket, page: Page) -> None:
+        self._began_at = time.monotonic()
+        self._stream = stream
+        self._control = control
+        self._page = page
+        self._calls: deque[Call] = deque()  # not begun
+        # The main thread puts calls in while it holds `_taking`, the watcher takes them out; `popleft` needs no lock.
+        self._taking = threading.Lock()
+        self._read = 0  # The number of the last call that was read.
+        self._taken = 0  # Calls up to this number were given back, those not read yet too.
+        self._dropped: set[int] = set()  # Not read yet, and not to be made.
+        self._flushing = threading.Lock()
+        self._flushed_s = 0.0
+        self._usual_s: dict[str, float] = {}  # How long calls take, by type.
+        self._is_busy = False
+        self._watcher_sleeps = False
+        self._kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._is_forked = False
+        self._terminated = 0  # The number of the call that TERM is meant for.
 
     def run(self) -> None:
-        """Until the worker closes its end."""
-        try:
-            self._set_up()
-            for target in (self._obey, self._keep_flushing):
-                threading.Thread(target=target, daemon=True).start()
-            while True:
-                self._read_calls()
-                self._is_busy.set()
-                while True:
-                    try:
-                        call = self._waiting.popleft()
-                    except IndexError:  # The other thread takes from it, too.
-                        break
-                    self._results.add(self._make(call))
-                self._is_busy.clear()
-                self._results.flush()
-        except _Closed:
+        """Until the pool closes the stream. Raises SystemExit where a call was broken off."""
+        bodies = self._read_frames()
+        for body in bodies:
+            self._prepare(decode_setup(body))
+            break
+        else:
             return
+        threading.Thread(target=self._watch, name="taskd-watcher", daemon=True).start()
+        os.register_at_fork(after_in_child=self._on_fork)
+        signal.signal(signal.SIGTERM, self._on_term)
+        for body in bodies:
+            self._take_in(decode_calls(body))
+            self._is_busy = True
+            if self._watcher_sleeps:
+                self._watcher_sleeps = False
+                os.eventfd_write(self._kick_fd, 1)
+            self._make_calls()
+            self._is_busy = False
+            self._flush(time.time())
+        self._caller.close()
 
-    def _set_up(self) -> None:
-        setup = _to_process.decode(self._channel.receive())
-        assert isinstance(setup, Setup)
+    def _prepare(self, setup: Setup) -> None:
         sys.path[:0] = setup.path
-        self._handlers, problems = declared.load(setup.modules)
-        infos = tuple(
-            HandlerInfo(it.type, it.schema, it.summary, it.version, it.retries, it.timeout_s)
-            for _, it in sorted(self._handlers.items())
+        loaded, problems = load(setup.modules, setup.skipped, self._page.enter)
+        self._printed = Printed()
+        self._caller = Caller(loaded, problems, self._printed)
+        self._printed.take()  # What modules printed while they were loaded belongs to no call.
+        # All this lives as long as the process: no need to look through it again and again.
+        gc.collect()
+        gc.freeze()
+        started_s = time.monotonic() - self._began_at
+        self._calls_made = 0
+        self._calls_max = setup.calls_max
+        self._old_at = self._began_at + started_s / setup.start_share_max
+        self._statm_fd = os.open(_STATM, os.O_RDONLY | os.O_CLOEXEC)
+        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
+        self._worn_look_s = 0.0
+        self._is_tired = self._is_urgent = False
+        self._memory_bytes_max = setup.memory_bytes_max
+        if setup.memory_bytes_max and (memory_bytes := self._memory_bytes()) >= setup.memory_bytes_max:
+            self._memory_bytes_max = 2 * memory_bytes
+            problems.append(
+                f"handler processes take {memory_bytes} bytes when they have loaded their modules, and may take"
+                f" {setup.memory_bytes_max}: they are replaced when they take twice as much as in the beginning"
+            )
+        self._page.enter("")
+        handlers = tuple(
+            HandlerInfo(it.type, it.schema, encodable(it.summary), encodable(it.version), it.retries, it.timeout_s)
+            for _, it in sorted(loaded.items())
         )
-        is_async = tuple(it.type for it in self._handlers.values() if it.is_async)
-        self._printed.take()
-        self._channel.send(Ready(infos, is_async, tuple(problems)))
-
-    def _read_calls(self) -> None:
-        with self._reading:
-            message = _to_process.decode(self._channel.receive())
-        assert isinstance(message, Calls)
-        self._waiting.extend(message.calls)
+        self._stream.sendall(framed(encode(Ready(handlers, tuple(map(encodable, problems))))))
 
     # -- Calls ---------------------------------------------------------------------------------------------------------
 
-    def _make(self, call: Call) -> CallEnded:
-        started_s = time.time()
-        outcome, report = self._result(call)
-        out_tail, out_bytes, err_tail, err_bytes = self._printed.take()
-        if out_bytes or err_bytes:
-            report = Report(
-                result=report.result, error=report.error, stdout_tail=out_tail, stdout_bytes=out_bytes,
-                stderr_tail=err_tail, stderr_bytes=err_bytes,
-            )  # fmt: skip
-        return CallEnded(call.number, outcome, started_s, time.time(), encode(report))
+    def _read_frames(self) -> Iterator[bytes]:
+        frames = Frames()
+        while data := self._stream.recv(READ_BYTES):
+            yield from frames.feed(data)
 
-    def _result(self, call: Call) -> tuple[Outcome, Report]:
-        found = self._handlers.get(call.type)
-        if found is None:
-            return _failed("NoHandler", f"this worker has no handler {call.type!r}")
-        token = declared._current.set(declared.Current(call.task_id, call.attempt, call.fence))
-        try:
+    def _take_in(self, calls: list[Call]) -> None:
+        with self._taking:
+            self._read = calls[-1].number
+            if self._dropped or calls[0].number <= self._taken:
+                calls = [call for call in calls if call.number > self._taken and call.number not in self._dropped]
+                self._dropped = {number for number in self._dropped if number > self._read}
+            self._calls.extend(calls)
+
+    def _make_calls(self) -> None:
+        """Make all calls that were read."""
+        next_call, page, printed, make = self._calls.popleft, self._page, self._printed, self._caller.make
+        usual_s = self._usual_s
+        ended_s = time.time()
+        while True:
             try:
-                arguments, keywords = found.bind(call.params)
-            except msgspec.DecodeError as error:
-                return _failed("InvalidParams", str(error))
-            value = found.function(*arguments, **keywords)
-            if isinstance(value, Coroutine):  # Also of a plain function that wraps an async one.
-                value = self._await(call.number, value)
-            result = b"null" if value is None else _encode_json(value)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt cost one attempt, no more
-            return _failed(type(error).__name__, _text(error), _traceback(error))
-        finally:
-            declared._current.reset(token)
-        if len(result) > RESULT_BYTES_MAX:
-            return _failed("ResultTooLarge", f"the result has {len(result)} bytes, of at most {RESULT_BYTES_MAX}")
-        return Outcome.OK, Report(result=result)
+                call = next_call()
+            except IndexError:
+                return
+            usually_s = usual_s.get(call.type, UNKNOWN_S)
+            if usually_s > SHORT_S and page.has_results:
+                self._flush(ended_s)
+            started_s = time.time()
+            page.begin(call.number, started_s, printed.stdout_from, printed.stderr_from)
+            outcome, report = make(call)
+            ended_s = time.time()
+            took_s = ended_s - started_s
+            usual_s[call.type] = took_s if took_s > usually_s else usually_s * 0.8 + took_s * 0.2
+            if self._is_forked:
+                os._exit(LEFT_STATUS)
+            self._keep(encode(Done(call.number, outcome, started_s, ended_s, report)))
+            self._calls_made += 1
+            if self._caller.must_leave:
+                # What is in the page is found there, when the process is dead: not before is the call over.
+                raise SystemExit(0)
+            if ended_s - self._flushed_s > FLUSH_S or ended_s < self._flushed_s:
+                self._flush(ended_s)
 
-    def _await(self, number: int, work: Any) -> Any:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
-        task = self._loop.create_task(work)
-        self._running = (number, task)
-        if self._cancelled == number:
-            task.cancel()
+    def _keep(self, item: bytes) -> None:
+        with self._flushing:
+            if not self._page.add(item):
+                self._send_results()
+                self._page.add(item)  # An empty page has room for the longest report.
+
+    def _flush(self, now_s: float) -> None:
+        """Send what has ended; by the main thread, between calls."""
+        with self._flushing:
+            self._flushed_s = now_s
+            if self._page.has_results:
+                self._send_results()
+        if self._calls_made >= self._calls_max or not 0 <= now_s - self._worn_look_s < WORN_S:
+            self._look_for_wear(now_s)
+
+    def _send_results(self) -> None:
         try:
-            return self._loop.run_until_complete(task)
-        finally:
-            self._running = None
+            self._stream.sendall(self._page.frame())
+        except OSError:
+            os._exit(0)  # The pool is gone.
+        self._page.forget()
 
-    # -- The other threads ---------------------------------------------------------------------------------------------
+    def _look_for_wear(self, now_s: float) -> None:
+        self._worn_look_s = now_s
+        if not self._is_urgent and self._memory_bytes_max and self._memory_bytes() > self._memory_bytes_max:
+            self._is_tired = self._is_urgent = True
+            self._tell(Tired(True))
+        elif not self._is_tired and self._calls_made >= self._calls_max and time.monotonic() >= self._old_at:
+            self._is_tired = True
+            self._tell(Tired(False))
 
-    def _obey(self) -> None:
-        with contextlib.suppress(_Closed):
-            while True:
-                message = _to_control.decode(self._control.receive())
-                if isinstance(message, CancelCall):
-                    self._cancelled = message.number
-                    running = self._running
-                    if running is not None and running[0] == message.number and self._loop is not None:
-                        self._loop.call_soon_threadsafe(running[1].cancel)
-                else:
-                    self._give_back()
+    def _memory_bytes(self) -> int:
+        return int(os.pread(self._statm_fd, 200, 0).split()[1]) * self._page_bytes
 
-    def _give_back(self) -> None:
-        # While the main thread waits for calls it holds the lock, and there is nothing to give back.
-        if self._reading.acquire(blocking=False):
+    def _tell(self, message: Control) -> None:
+        try:
+            self._control.send(encode(message))
+        except OSError:
+            os._exit(0)  # The pool is gone.
+
+    # -- Signals, forks ------------------------------------------------------------------------------------------------
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread: from the watcher, for one call, or from outside, for whatever is going on."""
+        wanted, self._terminated = self._terminated, 0
+        running = self._caller.running
+        if wanted and wanted != running:
+            return  # It has ended in the meantime.
+        if not running:
+            raise SystemExit(0)
+        raise Terminated
+
+    def _on_fork(self) -> None:
+        """In a child that a handler has forked: it is not the process that the pool knows."""
+        self._is_forked = True
+        self._stream.close()
+        self._control.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    # -- The watcher ---------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._kick_fd, select.POLLIN)
+        begun = ticks = quiet_ticks = 0
+        while True:
+            for descriptor, _ in poll.poll(None if self._watcher_sleeps else TICK_S * 1000):
+                if descriptor == self._kick_fd:
+                    os.eventfd_read(self._kick_fd)
+                elif not self._obey():
+                    return
+            if not self._is_busy:
+                quiet_ticks += 1
+                if quiet_ticks > TICKS_AWAKE:
+                    self._watcher_sleeps = True
+                    if self._is_busy:  # Since just now: then nobody kicks.
+                        self._watcher_sleeps = False
+                continue
+            quiet_ticks = 0
+            begun, before = self._page.begun, begun
+            if begun == before:  # For the length of a tick: it holds others up.
+                self._watch_slow_call(ticks := ticks + 1)
+
+    def _watch_slow_call(self, tick: int) -> None:
+        if self._page.has_results:
+            with self._flushing:
+                if self._page.has_results:
+                    self._send_results()
+        if tick % TICKS_PRINTED == 0:
+            self._printed.bound()
+
+    def _obey(self) -> bool:
+        """Do what the pool wants; False when it is gone."""
+        packet = self._control.recv(PACKET_BYTES_MAX)
+        if not packet:
+            return False
+        message = decode_to_process.decode(packet)
+        if isinstance(message, TakeBack):
+            self._tell(self._give_back(message.last))
+        else:
+            self._terminate(message.number)
+        return True
+
+    def _give_back(self, last: int) -> Taken:
+        with self._taking:
+            self._taken = last
+            first = self._read + 1
             try:
-                while self._channel.has_more():
-                    message = _to_process.decode(self._channel.receive())
-                    assert isinstance(message, Calls)
-                    self._waiting.extend(message.calls)
-            finally:
-                self._reading.release()
-        numbers: list[int] = []
-        with contextlib.suppress(IndexError):
-            while True:
-                numbers.append(self._waiting.pop().number)
-        self._channel.send(TakenBack(numbers))
+                while True:  # From the right: the main thread goes on taking from the left.
+                    first = self._calls.pop().number
+            except IndexError:
+                return Taken(first, last)
 
-    def _keep_flushing(self) -> None:
-        with contextlib.suppress(_Closed):
-            while True:
-                self._is_busy.wait()
-                time.sleep(HELD_S)
-                self._results.flush_held()
-
-
-def _failed(type: str, message: str, traceback: str = "") -> tuple[Outcome, Report]:
-    return Outcome.EXCEPTION, Report(error=error_info(_encodable(type), _encodable(message), _encodable(traceback)))
-
-
-def _encodable(text: str) -> str:
-    """Text without the halves of characters that Python makes of file names which are no UTF-8."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a handler's own exception class may fail at anything
-        return "(the error cannot be shown)"
-
-
-def _traceback(error: BaseException) -> str:
-    """The part of the traceback that is the handler's."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(_NOT_THE_HANDLERS):
-        frames = frames.tb_next
-    try:
-        return "".join(traceback.format_exception(type(error), error, frames))
-    except Exception:
-        return ""
+    def _terminate(self, number: int) -> None:
+        with self._taking:
+            is_unread = number > self._read
+            waiting = [call for call in tuple(self._calls) if call.number == number]
+            if is_unread:
+                self._dropped.add(number)
+            for call in waiting:
+                try:
+                    self._calls.remove(call)
+                except ValueError:  # The main thread was quicker.
+                    waiting = []
+        if is_unread or waiting:
+            self._tell(Dropped(number))
+            return
+        for _ in range(TERMINATE_TRIES):
+            if self._caller.running == number:
+                if not self._caller.cancel(number):
+                    self._terminated = number
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                return
+            if self._page.begun > number:
+                return  # It has ended.
+            time.sleep(TICK_S)  # It has just been taken from the queue, or it is the last one that ended.
 
 
 def main(arguments: list[str]) -> None:
-    """The program: its descriptors, and the id of the process that must be its parent."""
-    *descriptors, parent = map(int, arguments)
-    # Handlers must not outlive their worker: nobody would take their results.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """The program: the descriptors of stream, control socket and page, and the id of the process that must be ours."""
+    stream_fd, control_fd, page_fd, parent = map(int, arguments)
+    # Handlers must not outlive their daemon: nobody would take their results.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    HandlerProcess(*descriptors).run()
-    os._exit(0)  # Threads of handlers that do not end must not keep the process.
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    _libc.prctl(_PR_SET_NAME, b"taskd-handlers", 0, 0, 0)
+    for descriptor in (stream_fd, control_fd, page_fd):
+        os.set_inheritable(descriptor, False)
+    faulthandler.enable(all_threads=False)  # A crash in C code leaves a traceback among what the call has printed.
+    page = Page(page_fd)
+    os.close(page_fd)
+    HandlerProcess(socket.socket(fileno=stream_fd), socket.socket(fileno=control_fd), page).run()

@@ -1,62 +1,61 @@
-"""Python handlers, run by a pool of persistent processes, so that user code never runs in the daemon's own.
+"""Runs handlers: Python functions of the user's, in a pool of persistent processes, so that none of them ever runs in
+the daemon.
 
-Calls go to processes in batches, and come back so. A process makes one call at a time; short ones may queue behind it,
-and are taken back when it is held up while another process idles. A process that dies costs the call it was making one
-attempt and nothing else: what waited behind it goes to another one, and a new process takes its place.
+Each process makes one call at a time. Where more calls come than there are processes, they wait in the processes, so
+that short ones follow each other without waking the daemon; they are taken back from a process whose call turns out to
+be long while another idles. A process that dies costs the one call that it was making an attempt: what had ended is
+known (handler_page.py), what had not begun is begun elsewhere, and another process takes its place.
+
+What a handler can do wrong, and what becomes of its call: it raises, or returns what is no JSON: `exception`. It ends
+its process: `exit_nonzero`. It crashes it: `signal`, with the traceback in stderr. The kernel kills it for its memory:
+`oom`. It does not end: TERM breaks it off where it is, and ends the process; an async one is cancelled. KILL ends the
+process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import signal
 import time
 from collections.abc import Sequence
+from heapq import heapify, heapreplace
 
 from taskd.core.effects import Begin
 from taskd.core.task import Outcome, Report
-from taskd.protocol.messages import AttemptEnded, AttemptKey, HandlerInfo
-from taskd.runner.base import OnProgress, Place, Progress, ended, error_info, fence, task_id_text
-from taskd.runner.handler_channel import Channel
-from taskd.runner.handler_messages import Call, Calls, CancelCall, Ended, Ready, Setup, TakeBack, TakenBack
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, HandlerInfo
+from taskd.runner.base import (
+    STARTED_AFTER_S,
+    OnProgress,
+    Place,
+    Progress,
+    base_environment,
+    ended,
+    error_info,
+    not_started,
+)
+from taskd.runner.handler_calls import report_with
+from taskd.runner.handler_child import Child
+from taskd.runner.handler_fleet import Fleet, end_of, status_words
+from taskd.runner.handler_messages import Done, Ready, Setup
+from taskd.runner.limits import OomCounter
 from taskd.runner.reaper import Reaper
 
-LOOK_S = 0.05  # How often held-up calls, memory and output are looked at while something runs.
-LONG_S = 1.0  # A call that runs for so long may be one that prints without end.
-START_BACKOFF_S_MAX = 30.0
-READY_TIMEOUT_S = 60.0
+CHECK_S = STARTED_AFTER_S  # Between two looks at what processes do, while they do anything.
+STUCK_S = 0.05  # A call that runs for so long is no reason to keep others waiting behind it.
+STUCK_LOAD = 1000  # What it weighs, in calls, where a process is chosen.
+START_SHARE_MAX = 0.01
 
-
-class _Process:
-    """One handler process, as the pool sees it."""
-
-    channel: Channel
-
-    def __init__(self) -> None:
-        self.is_ready = False
-        self.is_due = False  # to be replaced; makes calls until its successor is ready
-        self.is_retiring = False
-        self.made = 0
-        self.outstanding: dict[int, Begin] = {}  # in the order given: the first one is being made
-        self.to_send: list[Call] = []
-        self.head_since = 0.0
-        self.head_looked_at: int | None = None
-        self.asked_back = False
-        self.signalled_for: int | None = None  # the call for whose sake it was last told to die
-
-    @property
-    def takes_calls(self) -> bool:
-        """Whether it may be given calls."""
-        return self.is_ready and not self.is_retiring
-
-    @property
-    def head(self) -> int | None:
-        """The number of the call that is being made."""
-        return next(iter(self.outstanding), None)
+_logger = logging.getLogger("taskd")
 
 
 class HandlerPool:
-    """See `Kind` in base.py. `handlers` is what the processes can run, known once the first is ready."""
+    """The handlers of one worker; see `Kind` in base.py. `handlers` is known when it is open.
+
+    `modules` are imported by each process, after the directories of `path` were put before its search path. A process
+    is replaced after `calls_max` calls, but not while starting it took more than `start_share_max` of its life, so that
+    replacing costs little however short the calls are; and when it takes more than `memory_max` bytes (0: no limit).
+    """
 
     def __init__(
         self,
@@ -69,318 +68,279 @@ class HandlerPool:
         path: Sequence[str] = (),
         calls_max: int = 10_000,
         memory_max: int = 1 << 30,
+        start_share_max: float = START_SHARE_MAX,
     ) -> None:
-        self.handlers: tuple[HandlerInfo, ...] = ()
-        self.problems: tuple[str, ...] = ()
         self._place = place
-        self._progress = Progress(on_progress)
+        self._on_progress = on_progress
+        self._progress = Progress(on_progress)  # of ends
         self._reaper = reaper
-        self._setup = Setup(tuple(modules), tuple(path))
-        self._count = processes
-        self._calls_max = calls_max
-        self._memory_max = memory_max
-        self._async_types: frozenset[str] = frozenset()
-        self._processes: list[_Process] = []
-        self._numbers: dict[AttemptKey, tuple[int, _Process]] = {}
-        self._waiting: list[Begin] = []  # for a process to be ready
-        self._ending: dict[AttemptKey, signal.Signals] = {}  # wanted ended while it waits behind another
-        self._last_number = 0
-        self._send_handle: asyncio.Handle | None = None
-        self._look_handle: asyncio.TimerHandle | None = None
-        self._restart_handle: asyncio.TimerHandle | None = None
-        self._failed_starts = 0
+        setup = Setup(tuple(modules), tuple(path), (), calls_max, memory_max, start_share_max)
+        self._fleet = Fleet(self._start_child, setup, processes)
+        self._oom = OomCounter()
+        self._children_started = 0
+        self._waiting: list[Begin] = []  # for a process that takes calls
+        # Of the calls that processes have: those that are to end, and among them those that are to end by force.
+        self._unwanted: set[AttemptKey] = set()
+        self._doomed: set[AttemptKey] = set()
+        self._checker: asyncio.TimerHandle | None = None
         self._is_closing = False
-        self._first_ready: asyncio.Future[None] | None = None
-        self._all_gone: asyncio.Future[None] | None = None
 
-    # -- Life ----------------------------------------------------------------------------------------------------------
+    @property
+    def handlers(self) -> tuple[HandlerInfo, ...]:
+        """What the processes can run."""
+        return self._fleet.handlers
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What could not be loaded, and why; logged, too."""
+        return tuple(self._fleet.problems)
 
     async def open(self) -> None:
-        """Start the first process, learn from it what there is to run, and start the others if there is anything."""
+        """Load the modules, in processes. Those that cannot be loaded are left out. Raises OSError."""
         self._loop = asyncio.get_running_loop()
-        self._first_ready = self._loop.create_future()
-        self._start_process()
+        self._directory = self._place.directory / "handlers"
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._environment = {
+            **base_environment(),
+            "TASKD_SOCKET": self._place.socket,
+            "TASKD_WORKER": self._place.worker,
+        }
         try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                await self._first_ready
-        except TimeoutError:
-            self.problems = (*self.problems, f"handler modules were not imported within {READY_TIMEOUT_S:g} s")
-        if not self.handlers:
-            if self._restart_handle is not None:
-                self._restart_handle.cancel()
-                self._restart_handle = None
-            await self._end_all()  # Nothing to run: no process, no memory.
-            return
-        self._fill_up()
+            await self._fleet.open()
+        except BaseException:
+            await self._fleet.close()
+            raise
+        for problem in self.problems:
+            _say(logging.ERROR, "handlers are missing", reason=problem)
 
     async def close(self) -> None:
-        """End all processes by force and tell of their calls."""
+        """End by force what still runs, tell of it, and let go of everything."""
         self._is_closing = True
-        for handle in (self._send_handle, self._look_handle, self._restart_handle):
-            if handle is not None:
-                handle.cancel()
-        await self._end_all()
-        for begin in self._waiting:
-            self._progress.ended(_unbegun(begin.key))
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        for begin in waiting:
+            self._end_unbegun(begin)
+        await self._fleet.close()
+        for child in self._fleet.children:  # Killed, and held by the kernel.
+            for begin in child.outstanding.values():
+                problem = error_info("Unkillable", f"process {child.pid} was killed and does not end")
+                self._progress.ended(ended(begin.key, Outcome.SIGNAL, Report(signal=signal.SIGKILL, error=problem)))
+        if self._checker is not None:
+            self._checker.cancel()
         self._progress.close()
-
-    async def _end_all(self) -> None:
-        was_closing, self._is_closing = self._is_closing, True
-        self._all_gone = self._loop.create_future()
-        for process in self._processes:
-            process.channel.signal(signal.SIGKILL)
-        if self._processes:
-            await self._all_gone
-        self._all_gone = None
-        self._is_closing = was_closing
-
-    def _fill_up(self) -> None:
-        """Have as many processes as there should be."""
-        self._restart_handle = None
-        while sum(not process.is_due for process in self._processes) < self._count and self._restart_handle is None:
-            self._start_process()
-
-    def _start_process(self) -> None:
-        environment = {**os.environ, "TASKD_WORKER": self._place.worker, "TASKD_SOCKET": self._place.socket}
-        process = _Process()
-        try:
-            process.channel = Channel(
-                environment,
-                lambda message: self._on_message(process, message),
-                lambda status: self._on_exit(process, status),
-            )
-        except OSError as error:
-            self._start_later(f"a handler process could not be started: {error}")
-            return
-        self._reaper.own(process.channel.pid)
-        self._processes.append(process)
-        process.channel.send(self._setup)
-
-    def _start_later(self, problem: str) -> None:
-        self.problems = (problem,)
-        self._failed_starts += 1
-        if self._first_ready is not None and not self._first_ready.done():
-            self._first_ready.set_result(None)
-        if self._restart_handle is None and not self._is_closing:
-            delay_s = min(0.1 * 2**self._failed_starts, START_BACKOFF_S_MAX)
-            self._restart_handle = self._loop.call_later(delay_s, self._fill_up)
 
     # -- Calls ---------------------------------------------------------------------------------------------------------
 
     def start(self, begins: list[Begin]) -> None:
-        """Make these calls."""
-        ready = [process for process in self._processes if process.takes_calls]
-        if ready:
-            self._give(begins, ready)
-        else:
+        """Make these calls, or have them wait their turn: only when it begins is an attempt told as started."""
+        children = [child for child in self._fleet.children if child.takes_calls]
+        if not children:
             self._waiting += begins
-
-    def _give(self, begins: list[Begin], ready: list[_Process]) -> None:
+            self._end_hopeless()
+            return
+        if self._checker is None:
+            self._oom.look(time.monotonic())
+            self._checker = self._loop.call_later(CHECK_S, self._check)
+        lots: dict[Child, list[Begin]] = {child: [] for child in children}
+        loads = [
+            (len(child.outstanding) + child.is_stuck * STUCK_LOAD, place, lots[child])
+            for place, child in enumerate(children)
+        ]
+        heapify(loads)
         for begin in begins:
-            process = ready[0] if len(ready) == 1 else min(ready, key=_load)
-            self._last_number += 1
-            number = self._last_number
-            if not process.outstanding:
-                self._becomes_head(process, begin)
-            process.outstanding[number] = begin
-            self._numbers[begin.key] = (number, process)
-            key, spec = begin.key, begin.spec
-            process.to_send.append(
-                Call(number, spec.type, spec.params, task_id_text(key.task_id), key.number, fence(key))
-            )
-        if self._send_handle is None:
-            self._send_handle = self._loop.call_soon(self._send_calls)
-        if self._look_handle is None:
-            self._look_handle = self._loop.call_later(LOOK_S, self._look)
+            load, place, lot = loads[0]
+            lot.append(begin)
+            heapreplace(loads, (load + 1, place, lot))
+        for child, lot in lots.items():
+            if lot:
+                child.send(lot)
 
-    def _becomes_head(self, process: _Process, begin: Begin) -> None:
-        process.head_since = self._loop.time()
-        process.asked_back = False
-        self._progress.began(begin.key, time.time())
-
-    def _send_calls(self) -> None:
-        self._send_handle = None
-        for process in self._processes:
-            if process.to_send:
-                calls, process.to_send = process.to_send, []
-                process.made += len(calls)
-                process.channel.send(Calls(calls))
-
-    # -- Answers -------------------------------------------------------------------------------------------------------
-
-    def _on_message(self, process: _Process, message: Ready | Ended | TakenBack) -> None:
-        if isinstance(message, Ended):
-            outstanding, numbers, report = process.outstanding, self._numbers, self._progress.ended
-            for call in message.calls:
-                begin = outstanding.pop(call.number, None)
-                if begin is not None:
-                    numbers.pop(begin.key, None)
-                    self._ending.pop(begin.key, None)
-                    report(AttemptEnded(begin.key, call.outcome, call.started_s, call.ended_s, call.report))
-            head = process.head
-            if head is not None:
-                self._becomes_head(process, outstanding[head])
-            elif process.is_retiring:
-                process.channel.finish()
-            if process.made >= self._calls_max and not self._is_closing:
-                self._retire(process)
-        elif isinstance(message, TakenBack):
-            self._on_taken_back(process, message.numbers)
+    def terminate(self, key: AttemptKey) -> None:
+        """Break a call off. One that has not begun never will."""
+        found = self._find(key)
+        if found is None:
+            self._forget_waiting(key)
         else:
-            self._on_ready(process, message)
+            child, number = found
+            self._unwanted.add(key)
+            child.terminate(number)
 
-    def _on_ready(self, process: _Process, message: Ready) -> None:
-        process.is_ready = True
-        self._failed_starts = 0
-        self.handlers, self.problems = message.handlers, message.problems
-        self._async_types = frozenset(message.is_async)
-        if self._first_ready is not None and not self._first_ready.done():
-            self._first_ready.set_result(None)
-        due = next((other for other in self._processes if other.is_due and not other.is_retiring), None)
-        if due is not None:
-            due.is_retiring = True
-            if not due.outstanding:
-                due.channel.finish()
-        self._start_waiting()
+    def kill(self, key: AttemptKey) -> None:
+        """End a call's process by force, with all that it has started. One that has not begun never will."""
+        found = self._find(key)
+        if found is None:
+            self._forget_waiting(key)
+            return
+        child, number = found
+        self._unwanted.add(key)
+        if child.page.begun == number:
+            child.kill(number)
+        else:
+            child.terminate(number)
+            self._doomed.add(key)  # It may begin before the process hears of it.
+
+    def _find(self, key: AttemptKey) -> tuple[Child, int] | None:
+        for child in self._fleet.children:
+            for number, begin in child.outstanding.items():
+                if begin.key.task_id == key.task_id and begin.key == key:
+                    return child, number
+        return None
+
+    def _forget_waiting(self, key: AttemptKey) -> None:
+        for place, begin in enumerate(self._waiting):
+            if begin.key == key:
+                del self._waiting[place]
+                self._end_unbegun(begin)
+                return
+
+    def _start_again(self, begins: list[Begin]) -> None:
+        """Calls that a process has given back or left behind, unbegun."""
+        wanted: list[Begin] = []
+        for begin in begins:
+            if self._is_closing or begin.key in self._unwanted:
+                self._end_unbegun(begin)
+            else:
+                wanted.append(begin)
+        if wanted:
+            self.start(wanted)
 
     def _start_waiting(self) -> None:
         if self._waiting:
             begins, self._waiting = self._waiting, []
             self.start(begins)
 
-    def _on_taken_back(self, process: _Process, numbers: list[int]) -> None:
-        process.asked_back = False
-        again: list[Begin] = []
-        for number in sorted(numbers):
-            begin = process.outstanding.pop(number, None)
-            if begin is None:
-                continue
-            del self._numbers[begin.key]
-            if self._ending.pop(begin.key, None) is not None:
-                self._progress.ended(_unbegun(begin.key))
-            else:
-                again.append(begin)
-        if process.is_retiring and not process.outstanding:
-            process.channel.finish()
-        others = [other for other in self._processes if other is not process and other.takes_calls]
-        if again:
-            self._give(again, others) if others else self.start(again)
-        # What was to be ended and has become the head in the meantime.
-        head = process.head
-        if head is not None and (wanted := self._ending.pop(process.outstanding[head].key, None)) is not None:
-            self._end_head(process, head, wanted)
+    # -- What processes say --------------------------------------------------------------------------------------------
+
+    def on_done(self, child: Child, done: list[Done]) -> None:
+        """Calls have ended."""
+        child.is_proved = True
+        outstanding, tell, unwanted = child.outstanding, self._progress.ended, self._unwanted
+        for it in done:
+            begin = outstanding.pop(it.number, None)
+            if begin is not None:
+                if unwanted:
+                    self._forget_wishes(begin.key)
+                tell(AttemptEnded(begin.key, it.outcome, it.started_s, it.ended_s, it.report))
+        if child.is_leaving and not outstanding:
+            child.leave()
+
+    def on_ready(self, child: Child, ready: Ready) -> None:
+        """A process can be given calls."""
+        if self.handlers and {it.type for it in ready.handlers} != {it.type for it in self.handlers}:
+            why = "; ".join(ready.problems) or "modules have changed: restart the worker"
+            _say(logging.WARNING, "a new handler process has other handlers than the first", reason=why)
+        self._fleet.on_ready(child, ready)
+        self._start_waiting()
+
+    def on_taken(self, child: Child, begins: list[Begin]) -> None:
+        """A process has given calls back."""
+        self._start_again(begins)
+        if child.is_leaving and not child.outstanding:
+            child.leave()
+
+    def on_dropped(self, child: Child, begin: Begin) -> None:
+        """A call ended before it began, as wanted."""
+        self._end_unbegun(begin)
+
+    def on_tired(self, child: Child, is_urgent: bool) -> None:
+        """A process wants to be replaced."""
+        self._fleet.on_tired(child, is_urgent)
+
+    def on_exit(self, child: Child) -> None:
+        """A process is gone: the call that it was making has ended with it, those behind it go to others."""
+        begun = child.page.begun
+        culprit = child.outstanding.pop(begun, None)
+        if culprit is not None:
+            child.is_proved = True  # It is the call that took it down.
+            self._forget_wishes(culprit.key)
+            self._progress.ended(self._ended_with(child, begun, culprit))
+        elif child.status != 0 and child.is_ready and not self._is_closing:
+            _say(logging.WARNING, "an idle handler process has ended", process=child.pid, reason=end_of(child))
+        self._fleet.on_exit(child)
+        begins = list(child.outstanding.values())
+        child.outstanding.clear()
+        if begins:
+            self._start_again(begins)
+        self._end_hopeless()
 
     # -- Ends ----------------------------------------------------------------------------------------------------------
 
-    def terminate(self, key: AttemptKey) -> None:
-        """Ask a call to end: an async one is cancelled, otherwise its process gets TERM."""
-        self._end(key, signal.SIGTERM)
+    def _ended_with(self, child: Child, number: int, begin: Begin) -> AttemptEnded:
+        """The end of the call that a process was making when it died."""
+        status = child.status
+        written = child.written()
+        if child.killed_for is not None and child.killed_for != number and not self._is_closing:
+            problem = error_info("ProcessKilled", "its process was ended for the sake of a call that had just ended")
+            return ended(begin.key, Outcome.LOST, report_with(written, error=problem), child.page.started_s)
+        problem = error_info("ProcessEnded", f"the process that ran the handler is gone: {status_words(status)}")
+        report = report_with(
+            written,
+            error=problem,
+            exit_code=status if status >= 0 else None,
+            signal=-status if status < 0 else None,
+        )
+        if status >= 0:
+            outcome = Outcome.EXIT_NONZERO  # Also 0: whatever it says, it returned nothing.
+        else:
+            is_for_memory = status == -signal.SIGKILL and child.killed_for is None and self._oom.has_risen()
+            outcome = Outcome.OOM if is_for_memory else Outcome.SIGNAL
+        return ended(begin.key, outcome, report, child.page.started_s)
 
-    def kill(self, key: AttemptKey) -> None:
-        """End a call with its process and all that this has started."""
-        self._end(key, signal.SIGKILL)
+    def _end_unbegun(self, begin: Begin) -> None:
+        self._forget_wishes(begin.key)
+        self._progress.ended(ended(begin.key, Outcome.PREEMPTED, Report()))
 
-    def _end(self, key: AttemptKey, number: signal.Signals) -> None:
-        found = self._numbers.get(key)
-        if found is None:
-            for begin in self._waiting:
-                if begin.key == key:
-                    self._waiting.remove(begin)
-                    self._progress.ended(_unbegun(key))
-                    return
+    def _end_hopeless(self) -> None:
+        """Where no process can be started, whoever waits for one is told."""
+        if not self.handlers:
+            why = "this worker has no handlers"
+        elif self._fleet.is_hopeless:
+            why = self._fleet.last_failure
+        else:
             return
-        call, process = found
-        if process.head == call:
-            self._end_head(process, call, number)
-        else:
-            self._ending[key] = number
-            process.channel.tell(TakeBack())
+        waiting, self._waiting = self._waiting, []
+        for begin in waiting:
+            self._progress.ended(not_started(begin.key, error_info("NoHandler", why)))
 
-    def _end_head(self, process: _Process, call: int, number: signal.Signals) -> None:
-        if number is signal.SIGTERM and process.outstanding[call].spec.type in self._async_types:
-            process.channel.tell(CancelCall(call))
-        else:
-            process.signalled_for = call
-            process.channel.signal(number)
-
-    def _on_exit(self, process: _Process, status: int) -> None:
-        """A process has ended: the call that it was making pays, and the others move on."""
-        self._reaper.disown(process.channel.pid)
-        self._processes.remove(process)
-        begins = list(process.outstanding.values())
-        for begin in begins:
-            del self._numbers[begin.key]
-        if begins:
-            wanted = self._ending.pop(begins[0].key, None)
-            if wanted is None and process.signalled_for not in (None, process.head):
-                # It was to die for the sake of a call that had just ended: this one is not to blame.
-                self._progress.ended(_unbegun(begins[0].key))
-            else:
-                self._progress.ended(_ended_with(begins[0].key, status, self._loop.time() - process.head_since))
-        for begin in begins[1:]:
-            if self._is_closing or self._ending.pop(begin.key, None) is not None:
-                self._progress.ended(_unbegun(begin.key))
-            else:
-                self._waiting.append(begin)
-        if self._is_closing:
-            if not self._processes and self._all_gone is not None and not self._all_gone.done():
-                self._all_gone.set_result(None)
-        elif not process.is_ready:
-            self._start_later(f"a handler process ended with status {status} before it was ready")
-        else:
-            self._fill_up()
-            self._start_waiting()
+    def _forget_wishes(self, key: AttemptKey) -> None:
+        self._unwanted.discard(key)
+        self._doomed.discard(key)
 
     # -- Looking after -------------------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """While something runs: move calls that are held up, replace processes that grew too large."""
-        self._look_handle = None
-        now = self._loop.time()
-        has_idle = any(other.takes_calls and not other.outstanding for other in self._processes)
+    def _check(self) -> None:
+        """While calls run: tell of those that have begun, take back what waits behind long ones, and end what would not
+        end."""
+        now_s = time.time()
+        self._oom.look(time.monotonic())
+        has_idle = any(child.takes_calls and not child.outstanding for child in self._fleet.children)
+        started: list[AttemptStarted] = []
         is_busy = False
-        for process in self._processes:
-            if not process.outstanding:
-                continue
-            is_busy = True
-            # The same head at two looks in a row: what it may have said in between has been read.
-            head = process.head
-            is_held_up, process.head_looked_at = head == process.head_looked_at, head
-            if is_held_up and has_idle and len(process.outstanding) > 1 and not process.asked_back:
-                process.asked_back = process.channel.tell(TakeBack())
-            if self._memory_max and process.channel.memory_bytes() > self._memory_max:
-                self._retire(process)
-            if now - process.head_since > LONG_S:
-                process.channel.bound_output()
-        if is_busy:
-            self._look_handle = self._loop.call_later(LOOK_S, self._look)
+        for child in self._fleet.children:
+            number = child.page.begun
+            begin = child.outstanding.get(number)
+            is_busy |= bool(child.outstanding)
+            child.is_stuck = False
+            if begin is None:
+                continue  # Nothing was begun that is not known to have ended.
+            began_s = child.page.started_s
+            if number != child.told_as_started and now_s - began_s >= STARTED_AFTER_S:
+                child.told_as_started = number
+                started.append(AttemptStarted(begin.key, began_s))
+            if now_s - began_s >= STUCK_S:
+                child.is_stuck = True
+                if has_idle and len(child.outstanding) > 1:
+                    child.take_back()
+        for key in tuple(self._doomed):
+            self.kill(key)
+        self._checker = self._loop.call_later(CHECK_S, self._check) if is_busy else None
+        if started:
+            self._on_progress(started, [])
 
-    def _retire(self, process: _Process) -> None:
-        """Replace a process: it goes on until another one is ready."""
-        if not process.is_due:
-            process.is_due = True
-            self._fill_up()
-
-
-_EMPTY = Report()
-
-
-def _load(process: _Process) -> int:
-    return len(process.outstanding)
+    def _start_child(self, setup: Setup) -> Child:
+        self._children_started += 1
+        mark = f"{self._place.worker}.{self._children_started}"
+        return Child(self, self._reaper, self._directory, self._environment, mark=mark, setup=setup)
 
 
-def _unbegun(key: AttemptKey) -> AttemptEnded:
-    return ended(key, Outcome.PREEMPTED, _EMPTY)
-
-
-def _ended_with(key: AttemptKey, status: int, ran_s: float) -> AttemptEnded:
-    """The end of the call that a process was making when it ended."""
-    if status < 0:
-        name = signal.Signals(-status).name if -status in signal.valid_signals() else str(-status)
-        error = error_info("ProcessEnded", f"the handler's process was ended by signal {name}")
-        found = ended(key, Outcome.SIGNAL, Report(signal=-status, error=error))
-    else:
-        error = error_info("ProcessEnded", f"the handler's process exited with status {status} during the call")
-        found = ended(key, Outcome.EXIT_NONZERO, Report(exit_code=status, error=error))
-    return AttemptEnded(key, found.outcome, found.ended_s - ran_s, found.ended_s, found.report)
+def _say(level: int, event: str, **fields: object) -> None:
+    _logger.log(level, event, extra={"fields": fields})

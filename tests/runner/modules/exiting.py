@@ -1,0 +1,5 @@
+"""A module that is a script."""
+
+import sys
+
+sys.exit("this is no module")
