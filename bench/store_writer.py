@@ -38,7 +38,7 @@ import msgspec
 import uvloop
 
 from taskd.core.effects import Commit
-from taskd.core.task import TaskRow
+from taskd.protocol.messages import TaskRow
 from taskd.store.process import CHANGING, CHECKPOINT_PAGES, INSERT, UPDATE
 from taskd.store.schema import open_writer, prepare
 from taskd.store.sqlite import SQLiteStore

@@ -139,6 +139,27 @@ class SchedulerSettings(Struct, frozen=True):
     crash_limit: Annotated[
         int, Whole(1, 10_000), "A task that lost its worker so often fails: it may be what kills them."
     ] = 3
+    min_replicas: Annotated[
+        int, Whole(0, 1), "1: new tasks are refused (503) while no standby keeps a copy of them. 0: they are taken."
+    ] = 0
+    standby_grace_s: Annotated[
+        float,
+        Number(0, 60, "seconds"),
+        "When the last standby is gone, answers wait so long for it; from then on they say that there is no copy.",
+    ] = 2.5
+    hand_over_after_s: Annotated[
+        float,
+        Number(0, 3600, "seconds"),
+        "A scheduler with a lower id leads again after it was well for so long; doubled each time it goes away.",
+    ] = 10.0
+    empty_wait_s: Annotated[
+        float,
+        Number(0, 3600, "seconds"),
+        "A scheduler with an empty disk looks so long for one that has tasks before it leads.",
+    ] = 10.0
+    finished_age_max: Annotated[
+        float, Duration(0, 3660 * _DAY_S), "Finished tasks are removed after this: seven days. 0: never."
+    ] = 7 * _DAY_S
     free_disk_min_bytes: Annotated[
         int, Size(0, _PIB), "With less than this free on the disk no new tasks are taken; results still are."
     ] = 256 << 20

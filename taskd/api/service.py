@@ -10,7 +10,7 @@ from msgspec import Struct
 from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeView, Ready
 from taskd.core.effects import Change
 from taskd.core.events import NewTask
-from taskd.core.task import TaskRow
+from taskd.protocol.messages import TaskRow
 from taskd.store.base import Query
 
 

@@ -26,8 +26,9 @@ from taskd.api.types import Accepted, Acted, Attempts, Explanation, Plan, Select
 from taskd.api.views import attempt_view, planned, task_detail, task_view
 from taskd.api.waiting import WAIT_S_MAX, accepted_lines, accepted_with_results
 from taskd.core.events import NewTask
-from taskd.core.task import FINAL, TaskRow, TaskState, decode_record, decode_spec, encode
+from taskd.core.task import FINAL, TaskState, decode_record, decode_spec, encode
 from taskd.errors import Conflict, InvalidRequest, TaskdError, TooLarge
+from taskd.protocol.messages import TaskRow
 from taskd.store.base import Query
 
 PLAN_MAX = 1000  # Tasks of one dry run: its answer is many times its request.

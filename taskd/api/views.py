@@ -20,13 +20,13 @@ from taskd.core.task import (
     Outcome,
     Record,
     Report,
-    TaskRow,
     TaskSpec,
     TaskState,
     decode_record,
     decode_report,
     decode_spec,
 )
+from taskd.protocol.messages import TaskRow
 
 COMMAND_CHARS_MAX = 200
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from taskd.core.task import NodeRow, TaskRow, TaskSpec, TaskState
-from taskd.protocol.messages import AttemptEnded, AttemptKey, Message, Term
+from taskd.core.task import TaskSpec, TaskState
+from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, Message, NodeRow, TaskRow, Term
 
 
 class Effect(Struct, frozen=True):
@@ -19,21 +19,83 @@ class Send(Effect, frozen=True):
     message: Message
 
 
+class Disconnect(Effect, frozen=True):
+    """End the connection to a peer that breaks the protocol; the core hears of it as PeerDown."""
+
+    node_id: int
+    reason: str
+
+
+class Purge(Struct, frozen=True):
+    """Remove what another scheduler does not have any more: tasks above `after`, up to `until` (empty: no bound), not
+    among `present`, whose last change is covered by `seen`."""
+
+    after: bytes
+    until: bytes
+    present: tuple[bytes, ...]
+    seen: tuple[Dot, ...]
+
+
 class Commit(Effect, frozen=True):
-    """Make these rows durable, all or none; answer Committed or CommitFailed. One is in flight at a time."""
+    """Make this durable, all or none; answer Committed or CommitFailed. One is in flight at a time."""
 
     seq: int
-    term: Term | None  # the greatest term this node has seen, where it changed
-    inserted: list[TaskRow]
-    updated: list[TaskRow]
-    nodes: list[NodeRow]
+    term: Term | None = None  # the greatest term this node has seen, where it changed
+    inserted: list[TaskRow] = []
+    updated: list[TaskRow] = []
+    nodes: list[NodeRow] = []
+    # Rows of other schedulers: each is taken where the task is new here or its dot ranks above that of ours.
+    taken: list[TaskRow] = []
+    purged: list[bytes] = []
+    purges: list[Purge] = []
+    seen: list[Dot] = []  # of each term that has advanced, the greatest lsn; never lower than before
+    last_purge: Dot | None = None  # where it changed
+
+
+class ReadUnfinished(Effect, frozen=True):
+    """Read unfinished tasks by id, above `after`, about 2,000 at a time; answer RowsRead."""
+
+    call: int
+    after: bytes
+
+
+class ReadLacking(Effect, frozen=True):
+    """Read tasks by id, above `after`, whose last change `seen` does not cover; answer RowsRead: at most about 500
+    rows or 1 MiB, none where a part of the table had none."""
+
+    call: int
+    seen: tuple[Dot, ...]
+    after: bytes
+
+
+class ReadRows(Effect, frozen=True):
+    """Read these tasks, of any number; answer RowsRead, without those that do not exist."""
+
+    call: int
+    ids: list[bytes]
+
+
+class ReadIds(Effect, frozen=True):
+    """Read the ids of all tasks above `after`, about 20,000 at a time; answer IdsRead."""
+
+    call: int
+    after: bytes
+
+
+class ReadOld(Effect, frozen=True):
+    """Read the ids of tasks that had ended before `before_s` (UTC), at most 5,000; answer IdsRead."""
+
+    call: int
+    before_s: float
 
 
 class Reply(Effect, frozen=True):
-    """Answer a client's call: a value, or the error it gets."""
+    """Answer a client's call: a value, or the error it gets. `durability` of what it promises: "local", or "replicated"
+    where a standby has it too; empty where it promises nothing."""
 
     call: int
     answer: object
+    durability: str = ""
 
 
 class Change(Struct, frozen=True, gc=False):

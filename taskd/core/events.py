@@ -5,8 +5,19 @@ from __future__ import annotations
 from msgspec import Struct
 
 from taskd.core.settings import SchedulerSettings
-from taskd.core.task import NodeRow, TaskRow, TaskSpec
-from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, Message, NodeInfo, Offer, Term
+from taskd.core.task import TaskSpec
+from taskd.protocol.messages import (
+    AttemptEnded,
+    AttemptKey,
+    AttemptStarted,
+    Dot,
+    Message,
+    NodeInfo,
+    NodeRow,
+    Offer,
+    TaskRow,
+    Term,
+)
 
 
 class Event(Struct, frozen=True):
@@ -17,11 +28,38 @@ class Event(Struct, frozen=True):
 
 
 class Loaded(Event, frozen=True):
-    """A scheduler's database was read at start: the greatest term seen, all unfinished tasks, the known nodes."""
+    """A scheduler's database was opened at start. `term`: the greatest seen. `seen`: how much of each term's commits it
+    holds, the greatest lsn of each. `purged`: its last commit that purged tasks. `is_empty`: it never held anything."""
 
     term: Term | None
-    tasks: list[TaskRow]
+    seen: list[Dot]
     nodes: list[NodeRow]
+    purged: Dot | None = None
+    is_empty: bool = False
+
+
+class RowsRead(Event, frozen=True):
+    """The answer to ReadUnfinished, ReadLacking or ReadRows: durable rows, and where to go on (`after`); None: that was
+    all."""
+
+    call: int
+    rows: list[TaskRow]
+    after: bytes | None = None
+
+
+class IdsRead(Event, frozen=True):
+    """The answer to ReadIds or ReadOld: ids, ascending, and where to go on (`after`); None: that was all."""
+
+    call: int
+    ids: list[bytes]
+    after: bytes | None = None
+
+
+class ReadFailed(Event, frozen=True):
+    """A reading could not be made."""
+
+    call: int
+    reason: str
 
 
 class JournalLoaded(Event, frozen=True):
@@ -68,6 +106,13 @@ class Received(Event, frozen=True):
 
     node_id: int
     messages: list[Message]
+
+
+class Collided(Event, frozen=True):
+    """A live node has our node id, and is not us: its own store says so."""
+
+    name: str
+    address: str
 
 
 # -- Task processes ----------------------------------------------------------------------------------------------------
@@ -132,6 +177,13 @@ class ClockRead(Event, frozen=True):
     """What to add to the monotonic `now` to get UTC; told at start and whenever the clock was set."""
 
     utc_offset_s: float
+
+
+class Stalled(Event, frozen=True):
+    """This process stood still, or the whole machine, for so long that others may have gone on without it. Told before
+    anything else that happened meanwhile."""
+
+    duration_s: float
 
 
 class Ticked(Event, frozen=True):

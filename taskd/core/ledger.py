@@ -15,8 +15,8 @@ from taskd.core.events import NewTask
 from taskd.core.outbox import Outbox
 from taskd.core.queue import ReadyQueue
 from taskd.core.stats import Stats
-from taskd.core.task import REPORTS_KEPT, Attempt, Outcome, Record, Task, TaskRow, TaskState
-from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
+from taskd.core.task import REPORTS_KEPT, Attempt, Outcome, Record, Task, TaskState
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, TaskRow
 
 _OUTCOMES = frozenset(Outcome)
 

@@ -8,8 +8,8 @@ durable.
 from __future__ import annotations
 
 from taskd.core.effects import Announce, Change, Commit, Effect
-from taskd.core.task import NodeRow, Task
-from taskd.protocol.messages import Term
+from taskd.core.task import Task
+from taskd.protocol.messages import NodeRow, Term
 
 NO_TERM = Term(0, 0, 0)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from taskd.core.constraints import matches
 from taskd.core.queue import Shape
-from taskd.core.task import NodeRow, Task, TaskState
-from taskd.protocol.messages import NodeInfo, Offer
+from taskd.core.task import Task, TaskState
+from taskd.protocol.messages import NodeInfo, NodeRow, Offer
 
 NOTHING_OFFERED = Offer(0, {}, {}, ())
 

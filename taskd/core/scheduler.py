@@ -19,9 +19,10 @@ from taskd.core.placement import misplaced, place
 from taskd.core.roster import Roster, Worker
 from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
-from taskd.core.task import NodeRow, Task, TaskState
+from taskd.core.task import Task, TaskState
 from taskd.errors import NoLeader, NotFound, Overloaded, Unavailable
 from taskd.protocol import messages as msg
+from taskd.protocol.messages import NodeRow
 
 RUN_BYTES_MAX = 1 << 20  # Of specs in one Run message: far below a frame, so that no worker waits long for the first.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from msgspec import Struct
 
-from taskd.protocol.messages import AttemptKey, Term
+from taskd.protocol.messages import AttemptKey, TaskRow, Term
 
 if TYPE_CHECKING:
     from taskd.core.queue import Shape
@@ -189,38 +189,8 @@ class Record(Struct, array_like=True):
     cancel_wanted: bool = False
     due_s: float = 0.0  # when a SCHEDULED or RETRYING task becomes ready
     reason: str = ""  # why it ended so, where the attempts do not say it
-
-
-class TaskRow(Struct, array_like=True, frozen=True, gc=False):
-    """A task as it is stored and streamed. Plain columns are for listing; the whole truth is `spec` and `record`."""
-
-    id: bytes
-    state: int
-    priority: int
-    queue: str
-    type: str
-    name: str
-    owner: str
-    submitted_s: float
-    changed_s: float
-    finished_s: float  # 0 while it is not
-    # The commit of this row's last change.
-    epoch: int
-    node_id: int
-    boot: int
-    lsn: int
-    spec: bytes  # msgpack of a TaskSpec
-    record: bytes  # msgpack of a Record
-
-
-class NodeRow(Struct, array_like=True, frozen=True):
-    """What the cluster remembers of a node across restarts."""
-
-    node_id: int
-    name: str
-    roles: tuple[str, ...]
-    drain_reason: str | None  # None: not drained
-    seen_s: float
+    accepted: Dot | None = None  # the commit that took it: seen and yet absent, it was purged
+    decided: Dot | None = None  # the commit that ended it
 
 
 class IllegalTransition(AssertionError):

@@ -316,4 +316,7 @@ class Daemon:
 
 def _scheduler_settings(config: Config) -> SchedulerSettings:
     wanted = config.scheduler
-    return SchedulerSettings(**{name: getattr(wanted, name) for name in SchedulerSettings.__struct_fields__})
+    names = [name for name in SchedulerSettings.__struct_fields__ if name != "finished_age_max_s"]
+    return SchedulerSettings(
+        **{name: getattr(wanted, name) for name in names}, finished_age_max_s=wanted.finished_age_max
+    )

@@ -18,14 +18,14 @@ from taskd.core.explain import explain
 from taskd.core.roster import Worker
 from taskd.core.scheduler import Scheduler
 from taskd.core.signature import Checker
-from taskd.core.task import TaskRow, TaskState, decode_record
+from taskd.core.task import TaskState, decode_record
 from taskd.daemon.calls import Calls
 from taskd.daemon.hub import TaskWatch
 from taskd.daemon.ids import IdSource, text_of
 from taskd.daemon.outputs import ReadOutput, error_of, output_request
 from taskd.daemon.shell import Shell
 from taskd.errors import DiskFull, InvalidRequest, NoLeader
-from taskd.protocol.messages import NodeInfo
+from taskd.protocol.messages import NodeInfo, TaskRow
 from taskd.store.base import Query, Store
 from taskd.version import VERSION
 

@@ -55,6 +55,54 @@ class AttemptKey(Part, frozen=True):
     lsn: Unsigned
 
 
+class Dot(Part, frozen=True):
+    """Names one commit of one leader: the `lsn`-th of its term. A row carries the dot of its last change."""
+
+    term: Term
+    lsn: Unsigned
+
+    def rank(self) -> tuple[tuple[int, int, int], int]:
+        """The key to compare dots by: greater is newer."""
+        return (self.term.rank(), self.lsn)
+
+
+class TaskRow(Part, frozen=True):
+    """A task as it is stored and streamed. Plain columns are for listing; the whole truth is `spec` and `record`."""
+
+    id: TaskId
+    state: Annotated[int, Meta(ge=0, le=255)]
+    priority: int
+    queue: Name
+    type: Name
+    name: Text
+    owner: Name
+    submitted_s: float
+    changed_s: float
+    finished_s: float  # 0 while it is not
+    # The dot of this row's last change.
+    epoch: Unsigned
+    node_id: Unsigned
+    boot: Unsigned
+    lsn: Unsigned
+    spec: bytes  # msgpack of a core.task.TaskSpec
+    record: bytes  # msgpack of a core.task.Record
+
+    @property
+    def dot(self) -> Dot:
+        """The commit of its last change."""
+        return Dot(Term(self.epoch, self.node_id, self.boot), self.lsn)
+
+
+class NodeRow(Part, frozen=True):
+    """What the cluster remembers of a node across restarts."""
+
+    node_id: Unsigned
+    name: Name
+    roles: tuple[Role, ...]
+    drain_reason: Text | None  # None: not drained
+    seen_s: float
+
+
 class NodeInfo(Part, frozen=True):
     """Who a node says it is. `node_id` and `roles` must agree with its certificate."""
 
@@ -198,13 +246,100 @@ class Abandon(Message, frozen=True):
     is_caller: bool
 
 
-# -- Scheduler to all --------------------------------------------------------------------------------------------------
+# -- Everybody to schedulers, schedulers to everybody ------------------------------------------------------------------
 
 
 class Leading(Message, frozen=True):
-    """Says whom the sender follows as the leader: itself with its own term, another, or nobody."""
+    """Says whom the sender follows as the leader: itself with its own term, another, or nobody. Sent to every
+    scheduler, and by schedulers to every worker, at the begin of a connection and whenever it changes. `may_lead`: the
+    sender is a scheduler that would lead if it were the lowest."""
 
     term: Term | None
+    may_lead: bool = False
+
+
+# -- Schedulers among themselves ---------------------------------------------------------------------------------------
+
+
+class Claim(Message, frozen=True):
+    """The sender wants to lead under `term`, which is durable at it, and has `seen` so much. Answered by Pages of the
+    rows that it lacks, or by Denied."""
+
+    term: Term
+    seen: tuple[Dot, ...]
+
+
+class Denied(Message, frozen=True):
+    """A Claim is not granted: a term at least as great is known, or a leader is heard. `greatest` is the greatest term
+    known, `leader` the term of whom the sender follows."""
+
+    term: Term
+    greatest: Term | None
+    leader: Term | None
+
+
+class Attach(Message, frozen=True):
+    """A standby follows the leader of `term` from now on, and has `seen` so much. Answered by Wanted where the leader
+    lacks something of that; then by Pages; and with every commit by Replicate."""
+
+    term: Term
+    seen: tuple[Dot, ...]
+
+
+class Wanted(Message, frozen=True):
+    """A leader lacks what its standby has beyond `seen`. Answered by Pages."""
+
+    term: Term
+    seen: tuple[Dot, ...]
+
+
+class Page(Message, frozen=True):
+    """Rows that the receiver lacks, in answer to Claim, Attach or Wanted of `term`; `seen` is the sender's, when it began
+    to answer. Each page is answered by PageTaken before the next comes. `present`, where it is not None, are the ids of
+    all tasks that the sender has above `after` and up to `until` (empty: no bound): what else the receiver has there
+    was purged, unless the sender's `seen` does not cover it."""
+
+    term: Term
+    number: Unsigned
+    rows: tuple[TaskRow, ...]
+    nodes: tuple[NodeRow, ...]
+    seen: tuple[Dot, ...]
+    is_last: bool
+    present: tuple[TaskId, ...] | None = None
+    after: Annotated[bytes, Meta(max_length=16)] = b""
+    until: Annotated[bytes, Meta(max_length=16)] = b""
+
+
+class PageTaken(Message, frozen=True):
+    """The page of that number is durable."""
+
+    term: Term
+    number: Unsigned
+
+
+class Replicate(Message, frozen=True):
+    """The commit `lsn` of `term`, or a part of it: the last part ends it."""
+
+    term: Term
+    lsn: Unsigned
+    rows: tuple[TaskRow, ...]
+    nodes: tuple[NodeRow, ...]
+    purged: tuple[TaskId, ...]
+    is_last: bool
+
+
+class Replicated(Message, frozen=True):
+    """Every commit of `term` up to `lsn` is durable at the sender, and everything that came before the term."""
+
+    term: Term
+    lsn: Unsigned
+
+
+class HandOver(Message, frozen=True):
+    """The leader of `term` has stopped deciding after its commit `lsn`: the receiver is to claim at once."""
+
+    term: Term
+    lsn: Unsigned
 
 
 # -- Worker to leader --------------------------------------------------------------------------------------------------
@@ -291,7 +426,8 @@ class Acknowledged(Message, frozen=True):
 
 Any = (
     Hello | Ping | Pong | Goodbye | Request | RequestPart | Response | ResponsePart | Taken | Abandon
-    | Leading | Register | Inventory | Started | Finished | Returned | Offering
+    | Leading | Claim | Denied | Attach | Wanted | Page | PageTaken | Replicate | Replicated | HandOver
+    | Register | Inventory | Started | Finished | Returned | Offering
     | Registered | Run | Cancel | Recall | Acknowledged
 )  # fmt: skip
 
@@ -303,7 +439,9 @@ MAY_SEND: dict[type[Message], frozenset[Role]] = {
     Hello: _BOTH, Ping: _BOTH, Pong: _BOTH, Goodbye: _BOTH,
     Request: _BOTH, RequestPart: _BOTH, Response: _BOTH, ResponsePart: _BOTH, Taken: _BOTH,
     Abandon: _BOTH,
-    Leading: _SCHEDULER,
+    Leading: _BOTH,
+    Claim: _SCHEDULER, Denied: _SCHEDULER, Attach: _SCHEDULER, Wanted: _SCHEDULER, Page: _SCHEDULER,
+    PageTaken: _SCHEDULER, Replicate: _SCHEDULER, Replicated: _SCHEDULER, HandOver: _SCHEDULER,
     Register: _WORKER, Inventory: _WORKER, Started: _WORKER, Finished: _WORKER, Returned: _WORKER, Offering: _WORKER,
     Registered: _SCHEDULER, Run: _SCHEDULER, Cancel: _SCHEDULER, Recall: _SCHEDULER, Acknowledged: _SCHEDULER,
 }  # fmt: skip

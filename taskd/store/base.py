@@ -5,13 +5,14 @@ Writing is one commit at a time, in the order asked. Reading sees only what is d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec import Struct
 
 from taskd.core.effects import Commit
 from taskd.core.events import Loaded
-from taskd.core.task import TaskRow
+from taskd.protocol.messages import Dot, TaskRow
 
 
 class Query(Struct, frozen=True):
@@ -33,7 +34,23 @@ class Store(Protocol):
     store_id: bytes  # 16 random bytes, made with the database
 
     def load(self) -> Loaded:
-        """Everything a scheduler needs at start. Raises StoreError."""
+        """What a scheduler needs at start, tasks aside. Raises StoreError."""
+
+    async def unfinished(self, after: bytes) -> tuple[list[TaskRow], bytes | None]:
+        """Unfinished tasks by id, above `after`, a few thousand; and where to go on, None at the end."""
+
+    async def lacking(self, seen: Sequence[Dot], after: bytes) -> tuple[list[TaskRow], bytes | None]:
+        """Tasks by id, above `after`, whose last change `seen` (term, greatest lsn) does not cover: at most some
+        hundred or about 1 MiB of them; and where to go on, None at the end."""
+
+    async def rows(self, ids: Sequence[bytes]) -> list[TaskRow]:
+        """The rows of those ids that exist, of any number."""
+
+    async def ids(self, after: bytes) -> tuple[list[bytes], bytes | None]:
+        """All ids above `after`, ascending, some ten thousand; and where to go on, None at the end."""
+
+    async def ended_before(self, time_s: float) -> list[bytes]:
+        """Ids of tasks that had ended before that time (UTC), the oldest ids first, a few thousand."""
 
     async def commit(self, commit: Commit) -> None:
         """Make the rows durable, all or none. Raises StoreError: then whether they are is unknown."""

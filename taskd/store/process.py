@@ -23,8 +23,8 @@ from pathlib import Path
 import apsw
 import msgspec
 
-from taskd.core.task import TaskRow
 from taskd.errors import StoreError
+from taskd.protocol.messages import TaskRow
 from taskd.store import queries, wire
 from taskd.store.schema import explain, open_reader, open_writer
 

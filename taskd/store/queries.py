@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Struct
 
 from taskd.core.events import Loaded
-from taskd.core.task import NodeRow, TaskRow, TaskState
-from taskd.protocol.messages import Term
+from taskd.core.task import TaskState
+from taskd.protocol.messages import NodeRow, TaskRow, Term
 from taskd.store.base import Query
 
 SLICE_TASKS = 20_000  # Looked at in one slice: about 10 ms.

@@ -23,8 +23,8 @@ import msgspec
 
 from taskd.core.effects import Commit
 from taskd.core.events import Loaded
-from taskd.core.task import NodeRow, TaskRow
 from taskd.errors import StoreError
+from taskd.protocol.messages import NodeRow, TaskRow
 from taskd.store import queries, wire
 from taskd.store.base import Query
 from taskd.store.channel import Channel

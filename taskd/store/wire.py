@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import msgspec
 from msgspec import Struct
 
-from taskd.core.task import TaskRow
+from taskd.protocol.messages import TaskRow
 from taskd.store.base import Query
 
 LENGTH = struct.Struct(">Q")  # Eight bytes: a commit has no bound of its own.

@@ -14,19 +14,9 @@ from taskd.api.service import ApiRequest, ApiResponse, Caller, HandlerDefaults, 
 from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeFit, NodeView, Ready
 from taskd.core.effects import Change
 from taskd.core.events import NewTask
-from taskd.core.task import (
-    Attempt,
-    Outcome,
-    Record,
-    Report,
-    TaskRow,
-    TaskState,
-    decode_record,
-    decode_spec,
-    encode,
-)
+from taskd.core.task import Attempt, Outcome, Record, Report, TaskState, decode_record, decode_spec, encode
 from taskd.errors import InvalidRequest, NoLeader, NotFound, TaskdError
-from taskd.protocol.messages import Term
+from taskd.protocol.messages import TaskRow, Term
 from taskd.store.base import Query
 
 NOW_S = 1_800_000_000.0

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from taskd.core import effects as fx
 from taskd.core.outbox import Outbox
-from taskd.core.task import Attempt, NodeRow, Outcome, Record, Task, TaskSpec, TaskState
-from taskd.protocol.messages import Term
+from taskd.core.task import Attempt, Outcome, Record, Task, TaskSpec, TaskState
+from taskd.protocol.messages import NodeRow, Term
 
 TERM = Term(4, 1, 9)
 

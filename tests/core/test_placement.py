@@ -10,8 +10,8 @@ from taskd.core.constraints import matches
 from taskd.core.placement import RECALL_TASK_S_MIN, misplaced, place
 from taskd.core.queue import ReadyQueue, rank_of
 from taskd.core.roster import ASSIGNED_MAX, PREFETCH_TASK_S_MAX, Roster, Worker
-from taskd.core.task import NodeRow, Record, Task, TaskSpec, TaskState
-from taskd.protocol.messages import HandlerInfo, NodeInfo, Offer
+from taskd.core.task import Record, Task, TaskSpec, TaskState
+from taskd.protocol.messages import HandlerInfo, NodeInfo, NodeRow, Offer
 
 
 class Floor:

@@ -14,8 +14,9 @@ from taskd.core import effects as fx
 from taskd.core import events as ev
 from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
-from taskd.core.task import NodeRow, Outcome, Record, TaskRow, TaskSpec, TaskState, decode_record, encode, units
+from taskd.core.task import Outcome, Record, TaskSpec, TaskState, decode_record, encode, units
 from taskd.protocol import messages as msg
+from taskd.protocol.messages import NodeRow, TaskRow
 
 Work = Callable[[fx.Begin], Outcome | None]  # what a command does: ends at once with an outcome, or goes on (None)
 

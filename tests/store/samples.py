@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from taskd.core.effects import Commit
-from taskd.core.task import NodeRow, Record, TaskRow, TaskSpec, TaskState, encode
-from taskd.protocol.messages import Term
+from taskd.core.task import Record, TaskSpec, TaskState, encode
+from taskd.protocol.messages import NodeRow, TaskRow, Term
 
 BOOT = (1 << 63) - 1
 EMPTY_RECORD = encode(Record([]))

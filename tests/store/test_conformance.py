@@ -7,9 +7,9 @@ import asyncio
 import msgspec
 import pytest
 
-from taskd.core.task import Attempt, NodeRow, Outcome, Record, TaskState, encode
+from taskd.core.task import Attempt, Outcome, Record, TaskState, encode
 from taskd.errors import StoreError
-from taskd.protocol.messages import Term
+from taskd.protocol.messages import NodeRow, Term
 from taskd.store.base import Query, Store
 from tests.store.conftest import OpenStore
 from tests.store.samples import commit, numbers, task_id, task_row

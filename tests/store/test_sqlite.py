@@ -17,8 +17,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from taskd.core.task import TaskRow
 from taskd.errors import StoreError
+from taskd.protocol.messages import TaskRow
 from taskd.store import process, schema, wire
 from taskd.store.base import Query
 from taskd.store.sqlite import SQLiteStore
