@@ -116,6 +116,13 @@ class Announce(Effect, frozen=True):
     changes: list[Change]
 
 
+class AnnounceRows(Effect, frozen=True):
+    """A standby took these rows, which are durable: tell waiters and event streams. Nothing is decoded unless somebody
+    watches."""
+
+    rows: list[TaskRow]
+
+
 class AnnounceNode(Effect, frozen=True):
     """Tell event streams of a node: kind is e.g. "node.up", "node.lost", "leader.changed"."""
 

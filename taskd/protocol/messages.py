@@ -193,7 +193,8 @@ class Goodbye(Message, frozen=True):
 
 class Request(Message, frozen=True):
     """An API request relayed to the node that can answer it. `user` made it on the sender's socket; the body follows
-    in parts until `last`."""
+    in parts until `last`. The tasks that it makes are named from `first_id` on, so that sending it again, to the next
+    leader say, makes no second ones."""
 
     call: Unsigned
     user: Name
@@ -202,6 +203,7 @@ class Request(Message, frozen=True):
     target: Annotated[str, Meta(max_length=8192)]  # Path and query.
     body: bytes
     last: bool
+    first_id: Annotated[bytes, Meta(max_length=16)] = b""
 
 
 class RequestPart(Message, frozen=True):
