@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import apsw
 
-from taskd.store.process import INSERT, UPDATE
+from taskd.store.changes import INSERT, UPDATE
 
 SCHEMA = Path(__file__).parents[1] / "taskd" / "store" / "sql" / "0001.sql"
 UNFINISHED = "CREATE INDEX tasks_unfinished ON tasks (id) WHERE state < 20"

@@ -39,7 +39,8 @@ import uvloop
 
 from taskd.core.effects import Commit
 from taskd.protocol.messages import TaskRow
-from taskd.store.process import CHANGING, CHECKPOINT_PAGES, INSERT, UPDATE
+from taskd.store.changes import CHANGING, INSERT, UPDATE
+from taskd.store.process import CHECKPOINT_PAGES
 from taskd.store.schema import open_writer, prepare
 from taskd.store.sqlite import SQLiteStore
 

@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd.protocol": ("taskd.errors",),
     "taskd.core": ("taskd.errors", "taskd.protocol.messages"),
     "taskd.net": (*COMMON, "taskd.protocol", "taskd.core.events"),
-    "taskd.store": (*WORLD, "taskd.store.base"),
+    "taskd.store": (*WORLD, "taskd.store.base", "taskd.failpoints"),
     # Its processes load what the user's modules do, and say of wrong params what the leader says.
     "taskd.runner": (*WORLD, "taskd.handler", "taskd.core.signature"),
     "taskd.api": (*WORLD, "taskd.store.base", "taskd.core.constraints"),

@@ -8,8 +8,6 @@ Run as `python -m taskd.store.process DATABASE WRITER COMMITS READS`: the path, 
 (schema.Identity.writer), and the file descriptors of the two sockets.
 """
 
-# ruff: noqa: S608 - the SQL is made of column names of our own
-
 from __future__ import annotations
 
 import contextlib
@@ -23,18 +21,12 @@ from pathlib import Path
 import apsw
 import msgspec
 
+from taskd import failpoints
 from taskd.errors import StoreError
-from taskd.protocol.messages import TaskRow
-from taskd.store import queries, wire
+from taskd.store import changes, queries, wire
 from taskd.store.schema import explain, open_reader, open_writer
 
 CHECKPOINT_PAGES = 1000  # Once the log has so many. The commit that follows waits for it: 2 to 5 ms, seldom 8.
-
-CHANGING = ("id", "state", "changed_s", "finished_s", "epoch", "node_id", "boot", "lsn", "record")
-"""The columns of an updated row, in the order in which they are sent: all that changes in the life of a task."""
-
-INSERT = f"INSERT INTO tasks VALUES ({', '.join('?' * len(TaskRow.__struct_fields__))})"
-UPDATE = f"UPDATE tasks SET {', '.join(f'{name} = ?{n}' for n, name in enumerate(CHANGING, 1) if n > 1)} WHERE id = ?1"
 
 
 class Writer:
@@ -53,7 +45,7 @@ class Writer:
             raise explain(error, path) from error
 
     def commit(self, write: wire.Write) -> None:
-        """Make the rows durable, all or none. Raises StoreError: then whether they are is unknown.
+        """Make everything durable, all or none. Raises StoreError: then whether they are is unknown.
 
         After an error of the disk nothing is written any more. Above all a failed fsync is never tried again: the
         kernel may have thrown the data away and would report success.
@@ -76,24 +68,15 @@ class Writer:
             raise StoreError(f"{self._path}: {error}") from error
 
     def _commit(self, write: wire.Write) -> None:
-        execute, execute_many = self.connection.execute, self.connection.executemany
+        execute = self.connection.execute
         execute("BEGIN IMMEDIATE")
         if execute("SELECT value FROM meta WHERE key = 'writer'").get != self._writer:
             self._broken = StoreError(f"{self._path} was opened by another taskd: this one writes no more")
             raise self._broken
-        if write.term is not None:
-            execute("INSERT OR REPLACE INTO meta VALUES ('term', ?)", (write.term,))
-        if write.nodes:
-            execute_many("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)", write.nodes)
-        if write.inserted:
-            execute_many(INSERT, write.inserted)
-        if write.updated:
-            changes = self.connection.total_changes()
-            execute_many(UPDATE, write.updated)
-            missing = len(write.updated) - (self.connection.total_changes() - changes)
-            if missing:
-                raise StoreError(f"{self._path} lacks {missing} of {len(write.updated)} tasks that were to be changed")
+        changes.apply(self.connection, write)
+        failpoints.hit("store.before_commit", with_parent=True)
         execute("COMMIT")
+        failpoints.hit("store.after_commit", with_parent=True)
 
     def _roll_back(self) -> None:
         try:
@@ -154,6 +137,16 @@ def serve_reads(stream: socket.socket, path: Path) -> None:
                     return wire.Ids(*queries.scan_ids(connection, suffix, before, limit))
                 case wire.Count(before):
                     return wire.Counts(*queries.count(connection, before))
+                case wire.Unfinished(after):
+                    return wire.Rows(*queries.unfinished(connection, after))
+                case wire.Lacking(seen, after):
+                    return wire.Rows(*queries.lacking(connection, seen, after))
+                case wire.Fetch(ids):
+                    return wire.Rows(*queries.fetch(connection, ids))
+                case wire.AllIds(after):
+                    return wire.Ids(*queries.ids(connection, after))
+                case wire.Ended(before_s, after, limit):
+                    return wire.Ids(*queries.ended(connection, before_s, after, limit))
         except apsw.Error as error:
             return wire.Failed(explain(error, path).message)
         except msgspec.DecodeError as error:

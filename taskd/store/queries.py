@@ -1,8 +1,8 @@
 """How the database is read. Plain functions on a connection; they raise apsw.Error.
 
-What can take long is cut into slices: a slice looks at a bounded number of tasks, newest first, and says where the
-next one begins. So however many tasks there are, no reader holds up another or keeps the write-ahead log from being
-emptied.
+What can take long is cut into slices: a slice looks at a bounded number of tasks, newest first for people and by id for
+schedulers, and says where the next one begins. So however many tasks there are, no reader holds up another or keeps the
+write-ahead log from being emptied.
 """
 
 # ruff: noqa: S608 - the SQL is made of column names and conditions of our own; values are always bound
@@ -10,6 +10,7 @@ emptied.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import apsw
 import msgspec
@@ -17,24 +18,43 @@ from msgspec import Struct
 
 from taskd.core.events import Loaded
 from taskd.core.task import TaskState
-from taskd.protocol.messages import NodeRow, TaskRow, Term
+from taskd.protocol.messages import Dot, NodeRow, TaskRow, Term
 from taskd.store.base import Query
 
 SLICE_TASKS = 20_000  # Looked at in one slice: about 10 ms.
 SLICE_IDS = 100_000  # The same where ids are enough, which are read from the index alone.
 SLICE_BYTES = 4 << 20  # Of specs and records in the answer to one slice; a single row may be larger.
+UNFINISHED_ROWS = 2000  # In one answer: about 10 ms.
+LACKING_ROWS = 500  # In one answer, which one message carries to another scheduler,
+LACKING_BYTES = 1 << 20  # and so many bytes of specs and records; a single row may be larger.
+FETCH_IDS = 2000  # In one request.
+IDS = 20_000  # In one answer.
 TOP = b"\xff" * 17  # Above every id.
 
 COLUMNS = ", ".join(TaskRow.__struct_fields__)
 _GET = f"SELECT {COLUMNS} FROM carray(?) CROSS JOIN tasks ON id = value"  # CROSS JOIN keeps the order of the array.
 _EXISTING = "SELECT value FROM carray(?) CROSS JOIN tasks ON id = value"
-_UNFINISHED = f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_unfinished WHERE state < 20 ORDER BY id"
 
 _BY_ID = "INDEXED BY sqlite_autoindex_tasks_1 WHERE true"
 _BY_UNFINISHED_ID = "INDEXED BY tasks_unfinished WHERE state < 20"
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 _decode_term = msgspec.json.Decoder(Term).decode
+_decode_dot = msgspec.json.Decoder(Dot).decode
+
+# Whether dots that are given, `:cover`, cover the last change of a task. The casts give the columns the type of those
+# of the table: without it SQLite cannot look a term up, and would compare each task with all of them.
+WITH_COVER = """WITH cover (epoch, node_id, boot, lsn) AS MATERIALIZED (
+    SELECT CAST(value ->> '$[0][0]' AS INTEGER), CAST(value ->> '$[0][1]' AS INTEGER),
+        CAST(value ->> '$[0][2]' AS INTEGER), CAST(value ->> '$[1]' AS INTEGER)
+    FROM json_each(:cover))"""
+IS_COVERED = """EXISTS (
+    SELECT 1 FROM cover WHERE cover.epoch = tasks.epoch AND cover.node_id = tasks.node_id
+    AND cover.boot = tasks.boot AND cover.lsn >= tasks.lsn)"""
+
+_LACKING = f"""{WITH_COVER} SELECT {COLUMNS} FROM tasks INDEXED BY sqlite_autoindex_tasks_1
+    WHERE id > :after AND id <= :until AND NOT {IS_COVERED} ORDER BY id LIMIT :limit"""
 
 
 class _Labels(Struct):
@@ -50,15 +70,21 @@ _decode_labels = msgspec.msgpack.Decoder(_Labels).decode
 
 
 def load(connection: apsw.Connection) -> Loaded:
-    """What a scheduler needs at start. Also raises msgspec.DecodeError where the database is damaged."""
+    """What a scheduler needs at start, tasks aside. Also raises msgspec.DecodeError where the database is damaged."""
     with connection:  # One snapshot.
-        term = connection.execute("SELECT value FROM meta WHERE key = 'term'").get
-        tasks = [TaskRow(*row) for row in connection.execute(_UNFINISHED)]
+        meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('term', 'purged')"))
+        seen = [
+            Dot(Term(epoch, node_id, boot), lsn)
+            for epoch, node_id, boot, lsn in connection.execute("SELECT epoch, node_id, boot, lsn FROM seen")
+        ]
+        has_tasks = connection.execute("SELECT EXISTS (SELECT 1 FROM tasks)").get
         nodes = [
             NodeRow(node_id, name, tuple(roles.split(",")) if roles else (), drain_reason, seen_s)
             for node_id, name, roles, drain_reason, seen_s in connection.execute("SELECT * FROM nodes ORDER BY node_id")
         ]
-    return Loaded(None if term is None else _decode_term(term), tasks, nodes)
+    term = _decode_term(meta["term"]) if "term" in meta else None
+    purged = _decode_dot(meta["purged"]) if "purged" in meta else None
+    return Loaded(term, seen, nodes, purged, is_empty=not has_tasks and term is None and not seen)
 
 
 def get(connection: apsw.Connection, ids: list[bytes]) -> list[TaskRow]:
@@ -82,7 +108,12 @@ def newest_id(connection: apsw.Connection) -> bytes:
     return id or bytes(16)
 
 
-# -- In slices ---------------------------------------------------------------------------------------------------------
+def cover(seen: Sequence[Dot]) -> bytes:
+    """Dots as `:cover` of WITH_COVER."""
+    return _encode_json(seen)
+
+
+# -- In slices, newest first -------------------------------------------------------------------------------------------
 
 
 def scan(connection: apsw.Connection, query: Query, limit: int) -> tuple[list[TaskRow], bytes]:
@@ -158,3 +189,72 @@ def _has_labels(spec: bytes, labels: tuple[tuple[str, str], ...]) -> bool:
         return True
     found = _decode_labels(spec).labels
     return all(found.get(key) == value for key, value in labels)
+
+
+# -- In slices, by id --------------------------------------------------------------------------------------------------
+
+
+def unfinished(connection: apsw.Connection, after: bytes) -> tuple[list[TaskRow], bytes]:
+    """One slice of the unfinished tasks; and `after` of the next slice, empty when there is none."""
+    sql = f"SELECT {COLUMNS} FROM tasks {_BY_UNFINISHED_ID} AND id > ? ORDER BY id LIMIT ?"
+    rows, is_cut = _rows(connection.execute(sql, (after, UNFINISHED_ROWS)), SLICE_BYTES)
+    return rows, rows[-1].id if is_cut or len(rows) == UNFINISHED_ROWS else b""
+
+
+def lacking(connection: apsw.Connection, seen: Sequence[Dot], after: bytes) -> tuple[list[TaskRow], bytes]:
+    """One slice of the tasks whose last change `seen` does not cover; and `after` of the next."""
+    end = _upper_end_of_slice(connection, after, TOP)
+    values = {"cover": cover(seen), "after": after, "until": end or TOP, "limit": LACKING_ROWS}
+    rows, is_cut = _rows(connection.execute(_LACKING, values), LACKING_BYTES)
+    return rows, rows[-1].id if is_cut or len(rows) == LACKING_ROWS else end
+
+
+def fetch(connection: apsw.Connection, ids: list[bytes]) -> tuple[list[TaskRow], bytes]:
+    """The rows of those ids that exist, so many as fit; and the last id looked at, empty when it was all of them."""
+    rows, is_cut = _rows(connection.execute(_GET, (apsw.carray(tuple(ids)),)), SLICE_BYTES)
+    return rows, rows[-1].id if is_cut else b""
+
+
+def ids(connection: apsw.Connection, after: bytes) -> tuple[list[bytes], bytes]:
+    """One slice of all ids; and `after` of the next."""
+    found = connection.execute(f"SELECT id FROM tasks {_BY_ID} AND id > ? ORDER BY id LIMIT ?", (after, IDS))
+    ids = [id for (id,) in found]
+    return ids, ids[-1] if len(ids) == IDS else b""
+
+
+def ended(connection: apsw.Connection, before_s: float, after: bytes, limit: int) -> tuple[list[bytes], bytes]:
+    """One slice of the ids of tasks that had ended before that time; and `after` of the next. `limit` of them end the
+    search. Nothing ends before it begins: ids, which carry their time, that are later than `before_s` are not looked
+    at. One whose maker's clock was ahead is found later by as much."""
+    until = _last_id_of(before_s)
+    end = _upper_end_of_slice(connection, after, until)
+    sql = f"""SELECT id FROM tasks {_BY_ID} AND id > ? AND id <= ? AND finished_s > 0 AND finished_s < ?
+        ORDER BY id LIMIT ?"""
+    return [id for (id,) in connection.execute(sql, (after, end or until, before_s, limit))], end
+
+
+def _rows(found: apsw.Cursor, bytes_max: int) -> tuple[list[TaskRow], bool]:
+    """What was found, and whether it was cut short because specs and records have come to so many bytes."""
+    rows: list[TaskRow] = []
+    size_bytes = 0
+    for values in found:
+        row = TaskRow(*values)
+        rows.append(row)
+        size_bytes += len(row.spec) + len(row.record)
+        if size_bytes >= bytes_max:
+            return rows, True
+    return rows, False
+
+
+def _upper_end_of_slice(connection: apsw.Connection, after: bytes, until: bytes) -> bytes:
+    """The highest id of the slice; empty for the last one, which goes up to `until`."""
+    sql = f"SELECT id FROM tasks {_BY_ID} AND id > ? AND id <= ? ORDER BY id LIMIT 1 OFFSET ?"
+    end = connection.execute(sql, (after, until, SLICE_TASKS - 1)).get
+    assert end is None or isinstance(end, bytes)
+    return end or b""
+
+
+def _last_id_of(time_s: float) -> bytes:
+    """The highest id that can have been made up to that time: the first 48 bits of one are its milliseconds."""
+    time_ms = int(min(max(time_s, 0.0) * 1000, (1 << 48) - 1))
+    return time_ms.to_bytes(6) + b"\xff" * 10

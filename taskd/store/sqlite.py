@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -24,16 +25,19 @@ import msgspec
 from taskd.core.effects import Commit
 from taskd.core.events import Loaded
 from taskd.errors import StoreError
-from taskd.protocol.messages import NodeRow, TaskRow
+from taskd.protocol.messages import Dot, NodeRow, TaskRow
 from taskd.store import queries, wire
 from taskd.store.base import Query
+from taskd.store.changes import CHANGING
 from taskd.store.channel import Channel
-from taskd.store.process import CHANGING
 from taskd.store.schema import explain, open_reader, prepare
 
 CLOSE_S = 30.0  # For the last commit and checkpoint; then the process is killed, which loses nothing durable.
 EXIT_S = 0.1  # A process that dies closes its sockets a moment before its status is known.
 SOCKET_BYTES = 1 << 20  # Asked of the kernel, which may grant less: a usual commit leaves in one write.
+
+ENDED_IDS_MAX = 5000
+ENDED_SLICES_MAX = 10  # About 50 ms.
 
 _changing = attrgetter(*CHANGING)
 _encode_json = msgspec.json.Encoder().encode
@@ -64,6 +68,7 @@ class SQLiteStore:
         self._reads = Channel(reads, self._why_ended)
         self._on_commit = on_commit
         self._is_closed = False
+        self._ended_after = b""  # Up to here nothing was to be purged, when it was last looked at.
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, on_commit: OnCommit | None = None) -> SQLiteStore:
@@ -98,7 +103,7 @@ class SQLiteStore:
     # -- Writing -------------------------------------------------------------------------------------------------------
 
     async def commit(self, commit: Commit) -> None:
-        """Make the rows durable, all or none. Raises StoreError: then whether they are is unknown.
+        """Make everything durable, all or none. Raises StoreError: then whether it is is unknown.
 
         After an error of the disk, and after the database was opened by another process, every commit fails.
         """
@@ -107,17 +112,24 @@ class SQLiteStore:
             commit.inserted,
             [_changing(row) for row in commit.updated],
             [_node_values(row) for row in commit.nodes],
+            commit.taken,
+            commit.purged,
+            commit.purges,
+            [(dot.term.epoch, dot.term.node_id, dot.term.boot, dot.lsn) for dot in commit.seen],
+            None if commit.last_purge is None else _encode_json(commit.last_purge),
         )
         begun = time.perf_counter()
         await self._commits.ask(write)
         if self._on_commit is not None:
-            rows = len(commit.inserted) + len(commit.updated) + len(commit.nodes)
+            rows = (
+                len(commit.inserted) + len(commit.updated) + len(commit.nodes) + len(commit.taken) + len(commit.purged)
+            )
             self._on_commit(time.perf_counter() - begun, rows)
 
     # -- Quick reading, on the loop ------------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
-        """Everything a scheduler needs at start. Raises StoreError."""
+        """What a scheduler needs at start, tasks aside. Raises StoreError."""
         with self._reading():
             return queries.load(self._reader)
 
@@ -147,6 +159,61 @@ class SQLiteStore:
 
     # -- Long reading, in the process ----------------------------------------------------------------------------------
 
+    async def unfinished(self, after: bytes) -> tuple[list[TaskRow], bytes | None]:
+        """Unfinished tasks by id, above `after`, about 2,000; and where to go on, None at the end. Raises StoreError,
+        Overloaded."""
+        return await self._slice_of_rows(wire.Unfinished(after))
+
+    async def lacking(self, seen: Sequence[Dot], after: bytes) -> tuple[list[TaskRow], bytes | None]:
+        """Tasks by id, above `after`, whose last change `seen` does not cover: at most 500 or about 1 MiB, often none,
+        for no more than 20,000 tasks are looked at; and where to go on, None at the end. About 0.5 s for a million.
+        Raises StoreError, Overloaded."""
+        return await self._slice_of_rows(wire.Lacking(list(seen), after))
+
+    async def rows(self, ids: Sequence[bytes]) -> list[TaskRow]:
+        """The rows of those ids that exist, of any number, by id. Raises StoreError, Overloaded."""
+        wanted = sorted(set(ids))
+        rows: list[TaskRow] = []
+        start = 0
+        while start < len(wanted):
+            part = wanted[start : start + queries.FETCH_IDS]
+            found, after = await self._slice_of_rows(wire.Fetch(part))
+            rows += found
+            start = start + len(part) if after is None else bisect_right(wanted, after, start)
+        return rows
+
+    async def ids(self, after: bytes) -> tuple[list[bytes], bytes | None]:
+        """All ids above `after`, ascending, about 20,000; and where to go on, None at the end. Raises StoreError,
+        Overloaded."""
+        answer = await self._reads.ask(wire.AllIds(after))
+        assert isinstance(answer, wire.Ids), answer
+        return answer.ids, answer.next or None
+
+    async def ended_before(self, time_s: float) -> list[bytes]:
+        """Ids of tasks that had ended before that time (UTC), the oldest ids first, at most 5,000. Raises StoreError,
+        Overloaded.
+
+        Only ids made before that time are looked at, so that there is next to nothing to do where nothing is old. Among
+        very many old tasks that have not ended, or not long ago, one call looks at 200,000, and the next goes on there.
+        """
+        ids: list[bytes] = []
+        after = self._ended_after
+        for _ in range(ENDED_SLICES_MAX):
+            answer = await self._reads.ask(wire.Ended(time_s, after, ENDED_IDS_MAX - len(ids)))
+            assert isinstance(answer, wire.Ids), answer
+            if not ids:  # What is found will be asked for again until it is gone.
+                self._ended_after = after if answer.ids else answer.next
+            ids += answer.ids
+            after = answer.next
+            if not after or len(ids) >= ENDED_IDS_MAX:
+                break
+        return ids
+
+    async def _slice_of_rows(self, request: wire.Read) -> tuple[list[TaskRow], bytes | None]:
+        answer = await self._reads.ask(request)
+        assert isinstance(answer, wire.Rows), answer
+        return answer.rows, answer.next or None
+
     async def ending_in(self, suffix: str, limit: int = 2) -> list[bytes]:
         """Ids whose hexadecimal form, without hyphens, ends so; newest first, at most `limit`. Raises StoreError,
         Overloaded."""
@@ -156,7 +223,7 @@ class SQLiteStore:
             answer = await self._reads.ask(wire.ScanIds(suffix, before, limit - len(ids)))
             assert isinstance(answer, wire.Ids), answer
             ids += answer.ids
-            before = answer.before
+            before = answer.next
             if not before:
                 break
         return ids
@@ -170,7 +237,7 @@ class SQLiteStore:
             assert isinstance(answer, wire.Counts), answer
             for state, queue, number in answer.counts:
                 total[state, queue] += number
-            before = answer.before
+            before = answer.next
             if not before:
                 return dict(total)
 
@@ -182,9 +249,9 @@ class SQLiteStore:
             answer = await self._reads.ask(wire.Scan(query, query.limit - len(rows)))
             assert isinstance(answer, wire.Rows), answer
             rows += answer.rows
-            if not answer.before:
+            if not answer.next:
                 break
-            query = msgspec.structs.replace(query, before=answer.before)
+            query = msgspec.structs.replace(query, before=answer.next)
         return rows
 
     async def newest(self, owner: str) -> bytes | None:

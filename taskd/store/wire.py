@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import msgspec
 from msgspec import Struct
 
-from taskd.protocol.messages import TaskRow
+from taskd.core.effects import Purge
+from taskd.protocol.messages import Dot, TaskRow
 from taskd.store.base import Query
 
 LENGTH = struct.Struct(">Q")  # Eight bytes: a commit has no bound of its own.
@@ -22,12 +23,18 @@ class _Value(Struct, array_like=True, frozen=True, tag=str.lower):
 
 
 class Write(_Value, frozen=True):
-    """Make these rows durable, all or none. Each is an array: of all columns, or of those of `process.UPDATE`."""
+    """Make all of this durable, or none: see core.effects.Commit. Rows are arrays: of all columns, or, where they are
+    `updated`, of those of changes.CHANGING. Terms and dots of `meta` come as JSON."""
 
     term: bytes | None
-    inserted: Sequence[Any]
-    updated: Sequence[Any]
-    nodes: Sequence[Any]
+    inserted: list[Any]
+    updated: list[Any]
+    nodes: list[Any]
+    taken: list[Any] = []
+    purged: list[bytes] = []
+    purges: list[Purge] = []
+    seen: list[tuple[int, int, int, int]] = []  # epoch, node_id, boot, lsn
+    last_purge: bytes | None = None
 
 
 class Scan(_Value, frozen=True):
@@ -51,29 +58,62 @@ class Count(_Value, frozen=True):
     before: bytes
 
 
+class Unfinished(_Value, frozen=True):
+    """Read one slice of the unfinished tasks, by id."""
+
+    after: bytes
+
+
+class Lacking(_Value, frozen=True):
+    """Read one slice of the tasks that `seen` does not cover, by id."""
+
+    seen: list[Dot]
+    after: bytes
+
+
+class Fetch(_Value, frozen=True):
+    """Read the rows of these ids, which are in ascending order: so many as an answer holds."""
+
+    ids: list[bytes]
+
+
+class AllIds(_Value, frozen=True):
+    """Read one slice of all ids, ascending."""
+
+    after: bytes
+
+
+class Ended(_Value, frozen=True):
+    """Read one slice of the ids of tasks that had ended before, ascending, at most `limit`."""
+
+    before_s: float
+    after: bytes
+    limit: int
+
+
 class Written(_Value, frozen=True):
-    """The rows are durable."""
+    """All of it is durable."""
 
 
 class Rows(_Value, frozen=True):
-    """A slice of tasks, and `before` of the next slice, empty when there is none."""
+    """A slice of tasks, and where the next slice begins: `before` or `after` it, empty when there is none."""
 
     rows: list[TaskRow]
-    before: bytes
+    next: bytes
 
 
 class Ids(_Value, frozen=True):
-    """A slice of ids, and `before` of the next."""
+    """A slice of ids, and where the next begins."""
 
     ids: list[bytes]
-    before: bytes
+    next: bytes
 
 
 class Counts(_Value, frozen=True):
-    """A slice of counts by state and queue, and `before` of the next."""
+    """A slice of counts by state and queue, and where the next begins."""
 
     counts: list[tuple[int, str, int]]
-    before: bytes
+    next: bytes
 
 
 class Failed(_Value, frozen=True):
@@ -82,7 +122,7 @@ class Failed(_Value, frozen=True):
     reason: str
 
 
-Read = Scan | ScanIds | Count
+Read = Scan | ScanIds | Count | Unfinished | Lacking | Fetch | AllIds | Ended
 Answer = Written | Rows | Ids | Counts | Failed
 
 decode_write = msgspec.msgpack.Decoder(Write).decode

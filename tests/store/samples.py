@@ -9,7 +9,8 @@ import msgspec
 
 from taskd.core.effects import Commit
 from taskd.core.task import Record, TaskSpec, TaskState, encode
-from taskd.protocol.messages import NodeRow, TaskRow, Term
+from taskd.protocol.messages import Dot, NodeRow, TaskRow, Term
+from taskd.store.base import Store
 
 BOOT = (1 << 63) - 1
 EMPTY_RECORD = encode(Record([]))
@@ -49,8 +50,23 @@ def commit(
     updated: Iterable[TaskRow] = (),
     nodes: Iterable[NodeRow] = (),
     term: Term | None = None,
+    **more: Any,
 ) -> Commit:
-    return Commit(1, term, list(inserted), list(updated), list(nodes))
+    """A commit. Further fields as in Commit."""
+    return Commit(1, term, list(inserted), list(updated), list(nodes), **more)
+
+
+def dot(epoch: int, node_id: int, boot: int, lsn: int) -> Dot:
+    return Dot(Term(epoch, node_id, boot), lsn)
+
+
+async def unfinished(store: Store) -> list[TaskRow]:
+    """All unfinished tasks, by id."""
+    rows, after = await store.unfinished(b"")
+    while after is not None:
+        more, after = await store.unfinished(after)
+        rows += more
+    return rows
 
 
 def numbers(rows: Iterable[TaskRow]) -> list[int]:

@@ -7,12 +7,13 @@ import asyncio
 import msgspec
 import pytest
 
+from taskd.core.events import Loaded
 from taskd.core.task import Attempt, Outcome, Record, TaskState, encode
 from taskd.errors import StoreError
 from taskd.protocol.messages import NodeRow, Term
 from taskd.store.base import Query, Store
 from tests.store.conftest import OpenStore
-from tests.store.samples import commit, numbers, task_id, task_row
+from tests.store.samples import commit, numbers, task_id, task_row, unfinished
 
 S = TaskState
 UNFINISHED = [state for state in S if not state.is_final]
@@ -27,7 +28,7 @@ def finished(number: int, state: TaskState = S.SUCCEEDED, **columns):
 
 def test_a_new_store_is_empty(store: Store):
     loaded = store.load()
-    assert (loaded.term, loaded.tasks, loaded.nodes) == (None, [], [])
+    assert loaded == Loaded(None, [], [], None, is_empty=True)
     assert len(store.store_id) == 16
     assert store.newest_id() == bytes(16)
     assert store.get([task_id(1)]) == []
@@ -68,24 +69,24 @@ async def test_insert_and_update_in_one_commit(store: Store):
     assert [row.state for row in store.get([task_id(1), task_id(2)])] == [S.RUNNING, S.QUEUED]
 
 
-async def test_loading_gives_the_unfinished_the_nodes_and_the_term(open_store: OpenStore):
+async def test_a_start_gives_the_unfinished_the_nodes_and_the_term(open_store: OpenStore):
     store = open_store()
     rows = [task_row(number, state) for number, state in enumerate(S)]
     nodes = [NodeRow(3, "b", ("worker",), None, 1.5), NodeRow(2, "a", ("scheduler", "worker"), "", 2.5)]
     await store.commit(commit(rows, nodes=nodes, term=Term(4, 2, (1 << 63) - 1)))
     await store.commit(commit(nodes=[NodeRow(3, "c", (), "kernel update", 9.0)]))
     store.close()
-    loaded = open_store().load()
-    assert [row.state for row in loaded.tasks] == UNFINISHED
-    assert loaded.tasks == [row for row in rows if row.state in UNFINISHED]
+    store = open_store()
+    assert await unfinished(store) == [row for row in rows if row.state in UNFINISHED]
+    loaded = store.load()
     assert loaded.nodes == [nodes[1], NodeRow(3, "c", (), "kernel update", 9.0)]
     assert loaded.term == Term(4, 2, (1 << 63) - 1)
 
 
-async def test_a_task_that_ends_is_no_longer_loaded(store: Store):
+async def test_a_task_that_ends_is_no_longer_unfinished(store: Store):
     await store.commit(commit([task_row(1), task_row(2)]))
     await store.commit(commit(updated=[finished(1)]))
-    assert numbers(store.load().tasks) == [2]
+    assert numbers(await unfinished(store)) == [2]
 
 
 async def test_commits_larger_than_any_buffer(store: Store):
@@ -105,15 +106,15 @@ async def test_a_failed_commit_leaves_nothing_and_the_next_one_works(store: Stor
             commit([task_row(2), task_row(1)], nodes=[NodeRow(1, "n", (), None, 0.0)], term=Term(9, 9, 9))
         )
     loaded = store.load()
-    assert (numbers(loaded.tasks), loaded.nodes, loaded.term) == ([1], [], None)
+    assert (numbers(await unfinished(store)), loaded.nodes, loaded.term) == ([1], [], None)
     await store.commit(commit([task_row(2)]))
-    assert numbers(store.load().tasks) == [1, 2]
+    assert numbers(await unfinished(store)) == [1, 2]
 
 
 async def test_changing_a_task_that_is_not_there_fails(store: Store):
     with pytest.raises(StoreError, match="1 of 2"):
         await store.commit(commit([task_row(1)], [task_row(1, S.RUNNING), task_row(2, S.RUNNING)]))
-    assert store.load().tasks == []
+    assert await unfinished(store) == []
 
 
 async def test_a_number_no_database_holds_fails(store: Store):
@@ -128,7 +129,7 @@ async def test_a_commit_goes_on_when_nobody_waits_for_it_any_more(store: Store):
     asking.cancel()
     await asyncio.wait([asking])
     await store.commit(commit(updated=[task_row(1, S.RUNNING)]))
-    assert [row.state for row in store.load().tasks] == [S.RUNNING]
+    assert [row.state for row in await unfinished(store)] == [S.RUNNING]
 
 
 async def test_a_closed_store_refuses(store: Store):
