@@ -23,8 +23,7 @@ from rich.table import Table
 
 from bench import ceilings
 from bench.ceilings import median, percentile
-from tests.integration.cluster import Cluster, cluster
-from tests.integration.cluster import _UnixConnection as UnixConnection
+from tests.integration.cluster import Cluster, UnixConnection, cluster
 
 BATCH = 1000
 HANDLERS = {"TASKD_WORKER_HANDLERS": "bench_handlers", "TASKD_WORKER_HANDLER_PATH": str(Path(__file__).parent)}

@@ -19,7 +19,9 @@ Value = TypeVar("Value")
 START_TIMEOUT_S = 30.0
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP on a daemon's socket."""
+
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("taskd", timeout=timeout_s)
         self._path = path
@@ -44,7 +46,15 @@ def eventually(check: Callable[[], Value], timeout_s: float = START_TIMEOUT_S) -
 class Daemon:
     """One taskd process and its state directory, which outlives it."""
 
-    def __init__(self, home: Path, key: Path, role: str, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        key: Path,
+        role: str,
+        *options: str,
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         self.home = home
         self.role = role
         self.socket = home / "taskd.sock"
@@ -54,15 +64,17 @@ class Daemon:
             *options,
         ]  # fmt: skip
         self._env = {**os.environ, **(env or {})}
+        self._prefix = prefix  # what puts it on a host of a LAN
         self.process: subprocess.Popen[bytes] | None = None
         home.mkdir(parents=True, exist_ok=True)
 
-    def start(self, wait: bool = True, prefix: tuple[str, ...] = ()) -> Daemon:
-        """Start the process and wait until it serves."""
+    def start(self, wait: bool = True, env: dict[str, str] | None = None) -> Daemon:
+        """Start the process and wait until it serves. `env`: for this process alone."""
         assert self.process is None
+        command = [*self._prefix, *self._command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*prefix, *self._command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**self._env, **(env or {})}
             )
         if wait:
             self.wait_ready()
@@ -84,7 +96,7 @@ class Daemon:
 
     def ask(self, method: str, path: str, body: Any = None, timeout_s: float = 60) -> tuple[int, Any]:
         """One HTTP request on the daemon's socket: the status, and the JSON (or the text) of the answer."""
-        connection = _UnixConnection(self.socket, timeout_s)
+        connection = UnixConnection(self.socket, timeout_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             response = connection.getresponse()
@@ -129,10 +141,19 @@ class Daemon:
         self.process.wait()
         self.process = None
 
+    def signal(self, number: int) -> None:
+        """Send the process a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def stop(self, timeout_s: float = 30) -> int:
         """SIGTERM, and the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait_exit(timeout_s)
+
+    def wait_exit(self, timeout_s: float = 30) -> int:
+        """The exit code of a process that ends by itself."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout_s)
         self.process = None
         return code
@@ -150,10 +171,12 @@ class Cluster:
         self.key = directory / "cluster.key"
         self.daemons: list[Daemon] = []
 
-    def add(self, name: str, role: str, *options: str, env: dict[str, str] | None = None) -> Daemon:
+    def add(
+        self, name: str, role: str, *options: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
+    ) -> Daemon:
         """A daemon that is not started yet."""
         env = {**self.env, **(env or {})}
-        daemon = Daemon(self.directory / name, self.key, role, "--name", name, *options, env=env)
+        daemon = Daemon(self.directory / name, self.key, role, "--name", name, *options, env=env, prefix=prefix)
         self.daemons.append(daemon)
         return daemon
 
@@ -181,6 +204,7 @@ class Cluster:
         for daemon in self.daemons:
             if daemon.process is not None:
                 daemon.process.send_signal(signal.SIGTERM)
+                daemon.process.send_signal(signal.SIGCONT)  # A test may have paused it.
         for daemon in self.daemons:
             if daemon.process is not None:
                 try:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 
-from taskd import TaskHandler, task
+from taskd import TaskHandler, current, task
 
 
 @task("noop")
@@ -59,6 +59,17 @@ def patient(mark: str) -> int:
 @task("hasty", timeout=0.2)
 def hasty() -> None:
     time.sleep(1000)
+
+
+@task("note")
+def note(runs: str, seconds: float = 0) -> str:
+    """Note that it runs, in one line of a file that all runs share."""
+    attempt = current()
+    line = f"{attempt.task_id} {attempt.attempt} {attempt.fence} {os.getpid()}\n"
+    with open(runs, "ab", buffering=0) as file:
+        file.write(line.encode())
+    time.sleep(seconds)
+    return attempt.fence
 
 
 class Shout(TaskHandler):

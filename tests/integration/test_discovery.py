@@ -54,9 +54,10 @@ def network() -> Iterator[Lan]:
 def test_four_hosts_on_a_lan(fresh: Cluster, network: Lan, tmp_path: Path) -> None:
     """Real mDNS between four hosts; then a cable is pulled, and put back."""
     fresh.env = {}  # As on a user's machines: all interfaces that lead to others.
-    head = fresh.add("host1", "scheduler").start(prefix=network.prefix(1))
+    head = fresh.add("host1", "scheduler", prefix=network.prefix(1)).start()
     for number in (2, 3, 4):
-        fresh.add(f"host{number}", "worker", env={"TASKD_WORKER_SLOTS": "2"}).start(prefix=network.prefix(number))
+        slots = {"TASKD_WORKER_SLOTS": "2"}
+        fresh.add(f"host{number}", "worker", env=slots, prefix=network.prefix(number)).start()
     fresh.wait_for_workers(3)
     nodes = {view["name"]: view for view in head.ok("GET", "/v1/nodes")["nodes"]}
     assert {name: view["address"].split(":")[0] for name, view in nodes.items() if name != "host1"} == {

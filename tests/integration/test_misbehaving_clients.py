@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.integration.cluster import Cluster, Daemon, _UnixConnection, eventually
+from tests.integration.cluster import Cluster, Daemon, UnixConnection, eventually
 
 MIB = 1 << 20
 OUTPUT_BYTES = 24 * MIB
@@ -19,7 +19,7 @@ OUTPUT_BYTES = 24 * MIB
 @contextmanager
 def answering(daemon: Daemon, path: str) -> Iterator[http.client.HTTPResponse]:
     """An answer that is read at our pace."""
-    connection = _UnixConnection(daemon.socket, 60)
+    connection = UnixConnection(daemon.socket, 60)
     try:
         connection.request("GET", path)
         yield connection.getresponse()
