@@ -21,7 +21,7 @@ from taskd.api.selection import find_row
 from taskd.api.service import ApiRequest, ApiResponse, Service
 from taskd.api.streams import close_stream
 from taskd.api.types import OutputPart
-from taskd.core.task import Attempt, Outcome, TaskState, decode_record, decode_report
+from taskd.core.task import Attempt, Outcome, TaskState, deciding_attempt, decode_record, decode_report
 from taskd.errors import InvalidRequest, NotFound, TaskdError, Unavailable
 
 StreamName = Literal["stdout", "stderr"]
@@ -199,12 +199,12 @@ def _look(wanted: _Wanted, number: int | None, service: Service) -> tuple[TaskSt
     rows = service.rows([wanted.task_id])
     if not rows:
         raise NotFound(f"the task {id_text(wanted.task_id)} is no longer there")
-    attempts = decode_record(rows[0].record).attempts
+    record = decode_record(rows[0].record)
     if number is None:
-        attempt = attempts[-1] if attempts else None
+        attempt = deciding_attempt(record)
     else:
         # A number can be missing: an attempt that was given back unbegun need not be kept.
-        attempt = next((attempt for attempt in attempts if attempt.number >= number), None)
+        attempt = next((attempt for attempt in record.attempts if attempt.number >= number), None)
     return TaskState(rows[0].state), attempt
 
 

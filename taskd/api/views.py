@@ -22,6 +22,7 @@ from taskd.core.task import (
     Report,
     TaskSpec,
     TaskState,
+    deciding_attempt,
     decode_record,
     decode_report,
     decode_spec,
@@ -56,7 +57,7 @@ def task_view(row: TaskRow, service: Service) -> TaskView:
 
 
 def _common(row: TaskRow, spec: TaskSpec, record: Record, service: Service) -> dict[str, Any]:
-    last = record.attempts[-1] if record.attempts else None
+    last = deciding_attempt(record)
     head = _head(last.report) if last is not None else _NO_HEAD
     return {
         "id": id_text(row.id),
@@ -77,6 +78,7 @@ def _common(row: TaskRow, spec: TaskSpec, record: Record, service: Service) -> d
         "reason": record.reason or (last.reason if last is not None else ""),
         "labels": spec.labels,
         "command": command_text(spec),
+        "provisional": bool(row.finished_s) and service.is_provisional(row),
     }
 
 
@@ -112,7 +114,8 @@ def command_text(spec: TaskSpec) -> str:
 def task_detail(row: TaskRow, service: Service) -> TaskDetail:
     """A task in full."""
     spec, record = decode_spec(row.spec), decode_record(row.record)
-    report = _report(record.attempts[-1].report) if record.attempts else _NO_REPORT
+    deciding = deciding_attempt(record)
+    report = _report(deciding.report) if deciding is not None else _NO_REPORT
     is_waiting = row.state in _WAITING_FOR_A_TIME
     return TaskDetail(
         **_common(row, spec, record, service),
@@ -200,9 +203,9 @@ def result_of_change(change: Change) -> TaskResult:
 def result_of_row(row: TaskRow) -> TaskResult:
     """How a task ended, or how it stands, from its row."""
     record = decode_record(row.record)
-    if not record.attempts:
+    last = deciding_attempt(record)
+    if last is None:
         return _result(row.id, row.state, b"", record.reason, 0)
-    last = record.attempts[-1]
     return _result(row.id, row.state, last.report, record.reason or last.reason, last.number)
 
 

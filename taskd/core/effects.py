@@ -90,12 +90,13 @@ class ReadOld(Effect, frozen=True):
 
 
 class Reply(Effect, frozen=True):
-    """Answer a client's call: a value, or the error it gets. `durability` of what it promises: "local", or "replicated"
-    where a standby has it too; empty where it promises nothing."""
+    """Answer a client's call: a value, or the error it gets. Where it `promises` to keep something, `durability` says
+    how: "local", or "replicated" where a standby has it too."""
 
     call: int
     answer: object
     durability: str = ""
+    promises: bool = False
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -121,6 +122,15 @@ class AnnounceRows(Effect, frozen=True):
     watches."""
 
     rows: list[TaskRow]
+
+
+class Superseded(Effect, frozen=True):
+    """Tell event streams that another leader's result of a task, decided while the cluster was divided, has taken the
+    place of the one that was told before."""
+
+    id: bytes
+    before: TaskState
+    after: TaskState
 
 
 class AnnounceNode(Effect, frozen=True):

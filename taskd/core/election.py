@@ -1,66 +1,112 @@
-"""Who leads: the live scheduler with the lowest node id.
+"""Who leads: the live scheduler with the lowest node id, where no leader is heard of any more.
 
-This version has one scheduler that decides and no replication between schedulers, so a scheduler claims leadership
-only when it has found nobody leading; one that has followed a leader keeps relaying to it and does not take its place,
-because the accepted tasks are on that leader's disk alone.
+The low id says who should lead; terms say what is valid: every reign has its own, greater than all before it.
+This file knows who is there and what they say; claim.py carries a claim through.
 """
 
 from __future__ import annotations
 
-from taskd.protocol.messages import NodeInfo, Term
+from collections.abc import Iterator
+
+from taskd.protocol.messages import Leading, NodeInfo, Term
 
 JOIN_S = 0.6  # Long enough to hear of a scheduler on the LAN: discovery takes about 0.1 s, a handshake 0.02 s.
+# After the connection to a leader broke: a redial takes 0.05 s and more. If it comes through, the leader is not dead.
+LOST_WAIT_S = 0.15
+DENIED_WAIT_S = 0.2
 EPOCH_JUMP_MAX = 1 << 20  # A greater jump is damage or malice: following it would use up the numbers.
 
 
+class _Peer:
+    """A connected node, and what it said last."""
+
+    __slots__ = ("has_spoken", "info", "may_lead", "says")
+
+    def __init__(self, info: NodeInfo) -> None:
+        self.info = info
+        self.has_spoken = False
+        self.says: Term | None = None  # whom it follows
+        self.may_lead = False
+
+    @property
+    def is_scheduler(self) -> bool:
+        return "scheduler" in self.info.roles
+
+
 class Election:
-    """One scheduler's view of the schedulers and of who leads."""
+    """One scheduler's view of the others and of who leads."""
 
     def __init__(self, node: NodeInfo) -> None:
         self.node = node
         self.greatest: Term | None = None  # the greatest term seen, durable or about to be
-        self.leading: Term | None = None  # our own term while we lead
-        self.followed: tuple[int, Term] | None = None  # another leader and its term
-        self._has_followed = False
-        self._schedulers: dict[int, NodeInfo] = {}  # connected ones, ourselves not among them
-        self._claim_at: float | None = None
+        self.leading: Term | None = None  # our own term while we decide
+        self.followed: Term | None = None  # of the leader that we are connected to
+        self.granted: Term | None = None  # whose claim we answered; it has not begun to lead yet
+        self.is_claiming = False
+        self._peers: dict[int, _Peer] = {}
+        self._joined_at: float | None = None  # until then we only look around
+        self._wait_until = 0.0  # a leader may come back, or whoever denied us may go on
 
-    def join(self, now: float) -> None:
-        """Start looking for others."""
-        self._claim_at = now + JOIN_S
+    # -- Time ----------------------------------------------------------------------------------------------------------
+
+    def join(self, now: float, wait_s: float = JOIN_S) -> None:
+        """Look for others first: after a start, and after standing still."""
+        self._joined_at = now + wait_s
+
+    def found_data(self, now: float) -> None:
+        """We hold what a leader held: an empty disk is no reason to wait any more."""
+        self._joined_at = now
+
+    def next_deadline(self, now: float) -> float | None:
+        """When may_claim may change by itself. Later only events can change it."""
+        due = [time for time in (self._joined_at, self._wait_until) if time is not None and time > now]
+        return min(due, default=None)
+
+    # -- Others --------------------------------------------------------------------------------------------------------
 
     def peer_up(self, node: NodeInfo) -> None:
-        """Another scheduler is connected."""
+        """A node is connected."""
         if node.node_id != self.node.node_id:
-            self._schedulers[node.node_id] = node
+            self._peers[node.node_id] = _Peer(node)
 
-    def peer_down(self, node_id: int) -> None:
-        self._schedulers.pop(node_id, None)
-        if self.followed is not None and self.followed[0] == node_id:
+    def peer_down(self, node_id: int, now: float, is_orderly: bool) -> None:
+        """A connection is gone. A leader that is gone without a word may be back in a moment."""
+        self._peers.pop(node_id, None)
+        for term in (self.followed, self.granted):
+            if term is not None and term.node_id == node_id and not is_orderly:
+                self._wait_until = max(self._wait_until, now + LOST_WAIT_S)
+        self._forget(node_id)
+
+    def _forget(self, node_id: int) -> None:
+        if self.followed is not None and self.followed.node_id == node_id:
             self.followed = None
+        if self.granted is not None and self.granted.node_id == node_id:
+            self.granted = None
 
-    @property
-    def standbys(self) -> int:
-        """How many other schedulers are connected."""
-        return len(self._schedulers)
+    def schedulers(self) -> Iterator[NodeInfo]:
+        """The other schedulers that are connected, lowest id first."""
+        return (self._peers[node_id].info for node_id in sorted(self._peers) if self._peers[node_id].is_scheduler)
 
-    def heard(self, sender: int, term: Term | None) -> bool:
-        """A scheduler said whom it follows. True where we lead and must step down: the term is greater than ours.
+    def may_lead(self, node_id: int) -> bool:
+        """Whether a connected node says that it would lead if it were the lowest."""
+        peer = self._peers.get(node_id)
+        return peer is not None and peer.may_lead
 
-        Raises ValueError for a term that cannot be.
-        """
-        if term is None:
-            if self.followed is not None and self.followed[0] == sender:
-                self.followed = None
-            return False
-        self.learn(term)
-        if term.node_id != sender:
-            return False  # Hearsay: a leader speaks for itself.
-        if self.leading is not None:
-            return term.rank() > self.leading.rank()
-        self.followed = (sender, term)
-        self._has_followed = True
-        return False
+    def heard(self, sender: int, message: Leading) -> None:
+        """A node said whom it follows. Raises ValueError for a term that cannot be."""
+        peer = self._peers.get(sender)
+        if peer is None:
+            return
+        term = message.term
+        if term is not None:
+            self.learn(term)
+        peer.has_spoken, peer.says, peer.may_lead = True, term, message.may_lead
+        if not peer.is_scheduler:
+            return
+        if term is None or term.node_id != sender:
+            self._forget(sender)
+        elif self.greatest is not None and term.rank() >= self.greatest.rank():
+            self.followed, self.granted = term, None
 
     def learn(self, term: Term) -> None:
         """A term is in use somewhere. Raises ValueError for one that cannot be."""
@@ -69,26 +115,54 @@ class Election:
             raise ValueError(f"epoch {term.epoch} is too far above {epoch}")
         if self.greatest is None or term.rank() > self.greatest.rank():
             self.greatest = term
+            if self.followed is not None and term.rank() > self.followed.rank():
+                self.followed = None
+
+    def is_stale(self, term: Term) -> bool:
+        """Whether a greater term is known."""
+        return self.greatest is not None and term.rank() < self.greatest.rank()
+
+    # -- We ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> Term | None:
+        """What to tell others: the term of whom we follow."""
+        return self.leading if self.leading is not None else self.followed
+
+    def is_ready(self, now: float) -> bool:
+        """Whether we have looked around for long enough."""
+        return self._joined_at is not None and now >= self._joined_at
 
     def may_claim(self, now: float) -> bool:
-        """Whether to lead now: nobody else does, we have looked around, and nobody with a lower id is there, unless it
-        is we who led last: then the accepted tasks are on our disk, and the others wait for us."""
-        led_last = self.greatest is not None and self.greatest.node_id == self.node.node_id
-        return (
-            self.leading is None
-            and self.followed is None
-            and not self._has_followed
-            and self._claim_at is not None
-            and now >= self._claim_at
-            and (led_last or not any(node_id < self.node.node_id for node_id in self._schedulers))
-        )
+        """Whether to claim now: nobody leads, nobody hears a leader, and nobody lower would."""
+        if self.leading is not None or self.is_claiming or self.followed is not None or self.granted is not None:
+            return False
+        if not self.is_ready(now) or now < self._wait_until:
+            return False
+        return all(not self._is_in_the_way(peer) for peer in self._peers.values())
 
-    def claim(self) -> Term:
-        """Lead: the new term, which must be durable before anything is done in it."""
+    def _is_in_the_way(self, peer: _Peer) -> bool:
+        if not peer.has_spoken:
+            return True  # It is about to say whom it follows.
+        if peer.says is not None and peer.says.node_id != self.node.node_id:
+            return True
+        return peer.is_scheduler and peer.may_lead and peer.info.node_id < self.node.node_id
+
+    def why_not(self, now: float) -> str:
+        """Why nobody leads, as far as we can tell: for people."""
+        if not self.is_ready(now):
+            return "no scheduler leads yet: they are still looking for each other"
+        for peer in self._peers.values():
+            if peer.says is not None and peer.says.node_id != self.node.node_id:
+                return f"{peer.info.name} hears a leader (node {peer.says.node_id}) that is out of our reach"
+        return "no scheduler leads: they are about to agree on one"
+
+    def next_term(self) -> Term:
+        """A term of our own above all that were seen."""
         epoch = self.greatest.epoch + 1 if self.greatest is not None else 1
-        self.leading = self.greatest = Term(epoch, self.node.node_id, self.node.boot)
-        return self.leading
+        self.greatest = Term(epoch, self.node.node_id, self.node.boot)
+        return self.greatest
 
-    def next_deadline(self, now: float) -> float | None:
-        """When may_claim may change by itself: the end of looking around. Later only events can change it."""
-        return self._claim_at if self._claim_at is not None and self._claim_at > now else None
+    def denied(self, now: float) -> None:
+        """Our claim was not granted: try again a little later."""
+        self._wait_until = max(self._wait_until, now + DENIED_WAIT_S)

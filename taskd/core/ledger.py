@@ -39,36 +39,73 @@ class Ledger:
         self._random = random
         self._crash_limit = crash_limit
 
-    def load(self, rows: list[TaskRow]) -> list[Task]:
+    def load(self, rows: list[TaskRow], now_s: float) -> list[Task]:
         """Take in unfinished tasks from the store; returns those with an attempt still open."""
         open_tasks = []
         for row in rows:
-            task = self.tasks[row.id] = Task.from_row(row)
-            self.counts[task.state, task.spec.queue] += 1
-            self._index(task)
+            task = Task.from_row(row)
+            self._take_in(task, now_s)
             if task.key is not None:
-                task.shape = self.queue.shape_of(task.spec)
                 open_tasks.append(task)
         return open_tasks
 
+    def _take_in(self, task: Task, now_s: float) -> None:
+        """Have an unfinished task in memory, where its state belongs: the queue, or the calendar."""
+        self.tasks[task.id] = task
+        self.counts[task.state, task.spec.queue] += 1
+        self._index(task)
+        if task.key is not None:
+            task.shape = self.queue.shape_of(task.spec)
+        elif task.record.cancel_wanted:
+            # One leader wanted it cancelled while the attempt of another ended: nothing is open any more.
+            self._finish(task, TaskState.CANCELLED, now_s)
+
     def _index(self, task: Task) -> None:
-        """Put a task where its state belongs: the queue, or the calendar."""
         if task.state is TaskState.QUEUED:
             self.queue.push(task)
         elif task.state in (TaskState.SCHEDULED, TaskState.RETRYING):
             self._calendar.set((_Due.READY, task.id), task.record.due_s)
         self._set_deadline(task)
 
+    def adopt(self, row: TaskRow, *, is_new: bool, now_s: float) -> Task:
+        """Go on from what several leaders have made of a task: it is written as it stands in `row`."""
+        task = self.tasks.get(row.id)
+        fresh = Task.from_row(row)
+        if task is None:
+            task = fresh
+        else:
+            self._take_out(task)
+            task.state, task.record, task.key = fresh.state, fresh.record, fresh.key
+            task.changed_s, task.finished_s = fresh.changed_s, fresh.finished_s
+        if is_new:
+            self._outbox.insert(task)
+        else:
+            self._outbox.update(task)
+        if not task.state.is_final:
+            self._take_in(task, now_s)
+        return task
+
+    def _take_out(self, task: Task) -> None:
+        """Forget where a task is."""
+        if task.state is TaskState.QUEUED:
+            self.queue.remove(task)
+        self._calendar.clear((_Due.READY, task.id))
+        self._calendar.clear((_Due.TOO_LATE, task.id))
+        del self.tasks[task.id]
+        self._count(task, -1)
+
+    def _count(self, task: Task, number: int) -> None:
+        key = (task.state, task.spec.queue)
+        self.counts[key] += number
+        if not self.counts[key]:
+            del self.counts[key]
+
     def _move(self, task: Task, state: TaskState, now_s: float) -> None:
         """Change a task's state. Counted here, for counting millions when somebody asks would hold up the leader."""
-        counts, queue, before = self.counts, task.spec.queue, task.state
+        self._count(task, -1)
         task.move(state, now_s)
-        if counts[before, queue] == 1:
-            del counts[before, queue]
-        else:
-            counts[before, queue] -= 1
         if not state.is_final:
-            counts[state, queue] += 1
+            self.counts[state, task.spec.queue] += 1
 
     def _set_deadline(self, task: Task) -> None:
         """Only a task that has not begun can be too late; one that was given back unstarted still can."""
@@ -183,6 +220,42 @@ class Ledger:
         else:
             self._requeue(task, now_s)
 
+    # -- Attempts that are not the open one ----------------------------------------------------------------------------
+
+    def resume(self, task: Task, key: AttemptKey, worker: int, now_s: float) -> None:
+        """A queued task is at a worker already, from a leader whose word did not reach us: that is its open attempt."""
+        self.queue.remove(task)
+        self._calendar.clear((_Due.TOO_LATE, task.id))
+        task.record.attempts.append(Attempt(key.number, key.term, key.lsn, worker, now_s))
+        task.key = key
+        task.shape = self.queue.shape_of(task.spec)
+        self._move(task, TaskState.ASSIGNED, now_s)
+        self._outbox.update(task)
+
+    def late_success(self, task: Task, ended: AttemptEnded, worker: int, now_s: float) -> None:
+        """An attempt that had been given up, or of which we knew nothing, has succeeded: the task is done."""
+        attempt = task.open_attempt
+        if attempt is not None:
+            attempt.reason = "another attempt succeeded first"
+            attempt.ended_s = now_s
+            self._close(task, attempt, Outcome.LOST)
+        late = _find(task, ended.key) or Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, 0.0)
+        _write_result(late, ended)
+        # The one that speaks for the task is the last.
+        task.record.attempts = [other for other in task.record.attempts if other is not late] + [late]
+        self._finish(task, TaskState.SUCCEEDED, now_s)
+
+    def note_late(self, task: Task, ended: AttemptEnded, worker: int) -> None:
+        """Write down the result of an attempt that decides nothing any more."""
+        attempts = task.record.attempts
+        late = _find(task, ended.key)
+        if late is None:
+            late = Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, ended.started_s)
+            attempts.insert(max(0, len(attempts) - 1), late)  # The last one speaks for the task.
+        if late.outcome in (None, Outcome.LOST) and late is not attempts[-1]:
+            _write_result(late, ended)
+        self._outbox.update(task)
+
     def _failed(self, task: Task, outcome: Outcome, now_s: float) -> None:
         count = retry.failures(task.record)
         if count > task.spec.retries:
@@ -238,3 +311,17 @@ class Ledger:
                 self._requeue(task, now_s)
             else:
                 self._finish(task, TaskState.EXPIRED, now_s, "its deadline to begin has passed")
+
+
+def _find(task: Task, key: AttemptKey) -> Attempt | None:
+    for attempt in task.record.attempts:
+        if (attempt.number, attempt.term, attempt.lsn) == (key.number, key.term, key.lsn):
+            return attempt
+    return None
+
+
+def _write_result(attempt: Attempt, ended: AttemptEnded) -> None:
+    attempt.outcome = Outcome(ended.outcome) if ended.outcome in _OUTCOMES else Outcome.EXCEPTION
+    attempt.started_s = ended.started_s or attempt.started_s
+    attempt.ended_s = ended.ended_s
+    attempt.report = ended.report

@@ -6,11 +6,13 @@ A node that is scheduler and worker at once talks to itself with the same messag
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
 from taskd.core import events as ev
 from taskd.core.effects import Effect, Exit, Send
+from taskd.core.outbox import Continue
 from taskd.core.scheduler import Scheduler
 from taskd.core.settings import SchedulerSettings
 from taskd.core.worker import Worker
@@ -28,9 +30,16 @@ class Node:
         random: Random,
         scheduler_settings: SchedulerSettings | None = None,
         offer: msg.Offer | None = None,
+        *,
+        is_founder: bool = False,
     ) -> None:
+        """`is_founder`: this process has just made the cluster's key, so that nobody else can have its tasks."""
         self.info = info
-        self.scheduler = Scheduler(info, scheduler_settings, random) if scheduler_settings is not None else None
+        self.scheduler = (
+            Scheduler(info, scheduler_settings, random, is_founder=is_founder)
+            if scheduler_settings is not None
+            else None
+        )
         self.worker = Worker(info, offer) if offer is not None else None
         self.is_stopping = False
         self._utc_offset_s = 0.0
@@ -41,12 +50,17 @@ class Node:
         self._on_event: dict[type[ev.Event], Callable[[Any, float], None]] = {
             ev.Received: self._on_received,
             ev.Progressed: self._on_progressed,
-            ev.Submitted: self._on_scheduler("on_submitted"),
-            ev.CancelWanted: self._on_scheduler("on_cancel_wanted"),
-            ev.DrainWanted: self._on_scheduler("on_drain_wanted"),
+            ev.Submitted: self._on_client("on_submitted"),
+            ev.CancelWanted: self._on_client("on_cancel_wanted"),
+            ev.DrainWanted: self._on_client("on_drain_wanted"),
             ev.SettingsChanged: self._on_scheduler("on_settings_changed"),
             ev.Committed: self._on_committed,
             ev.CommitFailed: self._on_commit_failed,
+            ev.RowsRead: self._on_scheduler("on_read"),
+            ev.IdsRead: self._on_scheduler("on_read"),
+            ev.ReadFailed: self._on_scheduler("on_read_failed"),
+            ev.Collided: self._on_collided,
+            ev.Stalled: self._on_stalled,
             ev.Ticked: self._on_ticked,
             ev.PeerUp: self._on_peer_up,
             ev.PeerDown: self._on_peer_down,
@@ -60,11 +74,20 @@ class Node:
         if (scheduler := self.scheduler) is not None:
             self._to_scheduler = {
                 msg.Leading: scheduler.on_leading,
+                msg.Claim: scheduler.on_claim,
+                msg.Denied: scheduler.on_denied,
+                msg.Page: scheduler.on_page,
+                msg.PageTaken: scheduler.on_page_taken,
+                msg.Attach: scheduler.on_attach,
+                msg.Wanted: scheduler.on_wanted,
+                msg.Replicate: scheduler.on_replicate,
+                msg.Replicated: scheduler.on_replicated,
+                msg.HandOver: scheduler.on_hand_over,
                 msg.Register: scheduler.on_register,
-                msg.Inventory: scheduler.on_inventory,
-                msg.Started: scheduler.on_started,
-                msg.Finished: scheduler.on_finished,
-                msg.Offering: scheduler.on_offering,
+                msg.Inventory: partial(scheduler.on_worker, "on_inventory"),
+                msg.Started: partial(scheduler.on_worker, "on_started"),
+                msg.Finished: partial(scheduler.on_worker, "on_finished"),
+                msg.Offering: partial(scheduler.on_worker, "on_offering"),
             }
         self._to_worker: dict[type[msg.Message], Callable[[int, Any, float], None]] = {}
         if (worker := self.worker) is not None:
@@ -93,14 +116,14 @@ class Node:
             if self.worker is not None:
                 effects += self.worker.settle(now)
             if self.scheduler is not None:
-                self.scheduler.consider(now)
-                self.scheduler.settle(now)
-                effects += self.scheduler.outbox.release()
+                effects += self.scheduler.settle(now)
             if not effects:
                 break
             for effect in effects:
                 if type(effect) is Send and effect.node_id == self.info.node_id:
                     self._deliver_here(effect.message, now)
+                elif type(effect) is Continue:
+                    effect.go_on(now)
                 else:
                     done.append(effect)
         else:
@@ -112,7 +135,7 @@ class Node:
 
     def _has_stopped(self) -> bool:
         is_worker_done = self.worker is None or self.worker.has_stopped
-        return is_worker_done and (self.scheduler is None or self.scheduler.outbox.is_idle)
+        return is_worker_done and (self.scheduler is None or self.scheduler.has_stopped)
 
     def next_deadline(self, now: float) -> float | None:
         """When to send Ticked, monotonic, or None."""
@@ -129,6 +152,9 @@ class Node:
             raise AssertionError(f"{type(event).__name__} at a node that is no scheduler")
 
         return getattr(self.scheduler, name) if self.scheduler is not None else missing
+
+    def _on_client(self, name: str) -> Callable[[Any, float], None]:
+        return partial(self.scheduler.on_client, name) if self.scheduler is not None else self._on_scheduler(name)
 
     def _on_received(self, event: ev.Received, now: float) -> None:
         for message in event.messages:
@@ -150,7 +176,7 @@ class Node:
 
     def _on_committed(self, event: ev.Committed, now: float) -> None:
         assert self.scheduler is not None
-        self._pending += self.scheduler.outbox.committed(event.seq)
+        self._pending += self.scheduler.on_committed(event)
 
     def _on_commit_failed(self, event: ev.CommitFailed, now: float) -> None:
         assert self.scheduler is not None
@@ -165,6 +191,18 @@ class Node:
     def _on_peer_up(self, event: ev.PeerUp, now: float) -> None:
         if self.scheduler is not None:
             self.scheduler.on_peer_up(event, now)
+        if self.worker is not None:
+            self.worker.on_peer_up(event)
+
+    def _on_stalled(self, event: ev.Stalled, now: float) -> None:
+        if self.scheduler is not None:
+            self.scheduler.on_stalled(event, now)
+
+    def _on_collided(self, event: ev.Collided, now: float) -> None:
+        if self.scheduler is not None:
+            self.scheduler.on_collided(event, now)
+        elif self.worker is not None:
+            self.worker.on_collided(event)
 
     def _on_peer_down(self, event: ev.PeerDown, now: float) -> None:
         if self.scheduler is not None:
@@ -176,6 +214,7 @@ class Node:
         assert self.worker is not None
         self.worker.on_journal_loaded(event, now)
         if self.scheduler is not None:
+            # A node talks to itself as to any other.
             self.scheduler.on_peer_up(ev.PeerUp(self.info), now)
 
     def _on_offer_changed(self, event: ev.OfferChanged, now: float) -> None:
@@ -188,6 +227,6 @@ class Node:
     def _on_stop_wanted(self, event: ev.StopWanted, now: float) -> None:
         self.is_stopping = True
         if self.scheduler is not None:
-            self.scheduler.on_stop_wanted()
+            self.scheduler.on_stop_wanted(now)
         if self.worker is not None:
             self.worker.on_stop_wanted(event, now)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from taskd.core.constraints import matches
 from taskd.core.queue import Shape
 from taskd.core.task import Task, TaskState
-from taskd.protocol.messages import NodeInfo, NodeRow, Offer
+from taskd.protocol.messages import AttemptKey, NodeInfo, NodeRow, Offer
 
 NOTHING_OFFERED = Offer(0, {}, {}, ())
 
@@ -28,6 +28,7 @@ class Worker:
         self.offer = NOTHING_OFFERED
         self.types: frozenset[str] = frozenset()
         self.assigned: dict[bytes, Task] = {}  # in the order given
+        self.foreign: dict[AttemptKey, None] = {}  # what it holds for leaders whose rows are not here yet
         self.used: dict[str, int] = {}
         self.runs_sent = 0  # Run messages since it registered
         self.seen_s = 0.0  # UTC, when it was last here

@@ -1,100 +1,138 @@
-"""The leader: takes submissions, hands attempts to workers, hears how they ended. Also a scheduler that does not lead.
+"""The scheduler role of one node: it looks for a leader and follows it as a standby, or claims and leads itself.
 
-What becomes of a task is decided in ledger.py, which worker it gets in placement.py, who leads in election.py. This
-file ties them to the messages of workers. Placement happens once a turn, in settle(), for all that the turn brought.
+Who should lead is decided in election.py, a claim is carried through in claim.py, the standby is replica.py, and the
+leader leader.py with its standbys in feed.py. This file says which of these is there, and what each gets to hear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from taskd.core import events as ev
+from taskd.core.claim import Claim
 from taskd.core.deadlines import Deadlines
-from taskd.core.effects import AnnounceNode, Exit, Follow, Log, Reply, Send
-from taskd.core.election import Election
+from taskd.core.effects import AnnounceNode, Commit, Effect, Exit, Follow, Log, Reply, Send
+from taskd.core.election import JOIN_S, Election
+from taskd.core.feed import Feed, StandbyView
+from taskd.core.giver import Giver
+from taskd.core.leader import Leader
 from taskd.core.ledger import Ledger
-from taskd.core.outbox import Outbox
-from taskd.core.placement import misplaced, place
-from taskd.core.roster import Roster, Worker
+from taskd.core.merger import Merger
+from taskd.core.outbox import Continue, Outbox
+from taskd.core.reads import Reads
+from taskd.core.replica import Replica, Stage
+from taskd.core.roster import NOTHING_OFFERED, Roster
+from taskd.core.seen import Seen
 from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
-from taskd.core.task import Task, TaskState
-from taskd.errors import NoLeader, NotFound, Overloaded, Unavailable
+from taskd.errors import NoLeader, Unavailable
 from taskd.protocol import messages as msg
-from taskd.protocol.messages import NodeRow
 
-RUN_BYTES_MAX = 1 << 20  # Of specs in one Run message: far below a frame, so that no worker waits long for the first.
+HAND_OVER_S = 1.0  # To let everything become durable, and again for the other to claim; then the leader goes on.
+AWAY_MAX_S = 7 * 86_400.0  # A scheduler that was not here for so long is taken for given up.
+"""How long an absent scheduler still counts where durability is judged."""
 
 
 class Scheduler:
-    """The scheduler role of one node. `utc` turns the monotonic `now` of events into UTC."""
+    """The scheduler role. `utc` turns the monotonic `now` of events into UTC."""
 
-    def __init__(self, node: msg.NodeInfo, settings: SchedulerSettings, random: Random) -> None:
+    def __init__(
+        self, node: msg.NodeInfo, settings: SchedulerSettings, random: Random, *, is_founder: bool = False
+    ) -> None:
         self.node = node
         self.settings = settings
         self.outbox = Outbox()
         self.stats = Stats()
-        self.ledger = Ledger(self.outbox, self.stats, random, settings.crash_limit)
-        self.roster = Roster()
         self.election = Election(node)
         self.utc: Callable[[float], float] = float
-        self._connected: dict[int, msg.NodeInfo] = {}
-        self._grace: Deadlines[int] = Deadlines()  # by worker: its open attempts are lost then
-        self._unplaced = False  # something changed since the last placement
         self.is_stopping = False
-        self._acknowledged: dict[int, list[msg.AttemptKey]] = {}
+        self.nodes: dict[int, msg.NodeRow] = {}  # all that the cluster remembers
+        self.leader: Leader | None = None
+        self.feed: Feed | None = None
+        self._merger: Merger | None = None  # while we lead
+        self._claim: Claim | None = None
+        self._random = random
+        self._is_founder = is_founder
+        self._said: list[Effect] = []  # to be done at once
+        self._reads = Reads(self._say)
+        self._giver = Giver(self.outbox, self._reads, self._say, lambda: list(self.nodes.values()))
+        self.replica = Replica(self.outbox, self._giver, self._say, self._copy_node)
+        self._connected: dict[int, msg.NodeInfo] = {}
+        self._owed: tuple[int, msg.Claim] | None = None  # a claim that we answer once everything of ours is durable
+        self._deferred: list[Callable[[float], None]] | None = None  # what comes while we may not decide
+        self._timers: Deadlines[str] = Deadlines()
+        self._handing_to: int | None = None
+        self._told: tuple[msg.Term | None, bool] = (None, False)
+        self._no_ledger = Ledger(self.outbox, self.stats, random, settings.crash_limit)
+        self._no_roster = Roster()
+
+    # -- Views ---------------------------------------------------------------------------------------------------------
 
     @property
     def leads(self) -> bool:
-        return self.election.leading is not None
+        """Whether we decide."""
+        return self.leader is not None
 
-    # -- Start and leadership ------------------------------------------------------------------------------------------
+    @property
+    def is_loading(self) -> bool:
+        """Whether we are about to lead."""
+        return self._claim is not None
+
+    @property
+    def is_in_sync(self) -> bool:
+        """Whether we hold everything that the leader has: as its standby, or as the leader."""
+        return self.leads or (self.replica.stage is Stage.IN_SYNC and self.election.followed is not None)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The unfinished tasks; none where we do not lead."""
+        return self.leader.ledger if self.leader is not None else self._no_ledger
+
+    @property
+    def roster(self) -> Roster:
+        """The workers; none where we do not lead."""
+        return self.leader.roster if self.leader is not None else self._no_roster
+
+    def gives_up_s(self, node_id: int) -> float | None:
+        """When the attempts of a worker that is away count as lost, UTC."""
+        return self.leader.gives_up_s(node_id) if self.leader is not None else None
+
+    def standbys(self, now: float) -> list[StandbyView]:
+        """The standbys that are attached to us."""
+        return self.feed.views(now) if self.feed is not None else []
+
+    @property
+    def durability(self) -> str:
+        """Of what is accepted now."""
+        return "replicated" if self.feed is not None and self.feed.in_sync else "local"
+
+    def away(self, now: float) -> list[msg.NodeRow]:
+        """Other schedulers that the cluster has had lately and that hold no copy of everything now."""
+        here = self.feed.in_sync if self.feed is not None else []
+        now_s = self.utc(now)
+        return [
+            row
+            for row in self.nodes.values()
+            if "scheduler" in row.roles
+            and row.node_id not in (self.node.node_id, *here)
+            and row.seen_s > now_s - AWAY_MAX_S
+        ]
+
+    def is_provisional(self, row: msg.TaskRow, now: float) -> bool:
+        """Whether a result may still be superseded: a scheduler was away when it was decided, and still is."""
+        return row.finished_s > 0 and any(other.seen_s < row.finished_s for other in self.away(now))
+
+    # -- Start ---------------------------------------------------------------------------------------------------------
 
     def on_loaded(self, event: ev.Loaded, now: float) -> None:
-        """The database was read. Open attempts wait for their workers to come back."""
+        """The database was opened."""
         self.election.greatest = event.term
-        for row in event.nodes:
-            self.roster.load_row(row)
-        for task in self.ledger.load(event.tasks):
-            worker = self.roster.known(task.record.attempts[-1].worker)
-            assert task.shape is not None
-            worker.give(task, task.shape)
-        self.election.join(now)
-
-    def consider(self, now: float) -> None:
-        """Claim leadership if it is ours to take. Everything that follows waits behind the durable term."""
-        if self.is_stopping or not self.election.may_claim(now):
-            return
-        term = self.election.claim()
-        self.outbox.begin(term)
-        self.stats.leader_changes += 1
-        self.outbox.then(Follow(self.node.node_id, term))
-        self._log("info", "leading", epoch=term.epoch, tasks=len(self.ledger.tasks))
-        self.outbox.then(AnnounceNode("leader.changed", self.node.node_id, f"epoch {term.epoch}"))
-        for node_id in self._connected:
-            self.outbox.then(Send(node_id, msg.Leading(term)))
-        for worker in self.roster:
-            if worker.assigned:
-                self._grace.set(worker.node_id, now + self.settings.restart_grace_s)
-        self._unplaced = True
-
-    def on_leading(self, sender: int, message: msg.Leading, now: float) -> None:
-        """Another scheduler says whom it follows."""
-        before = self.election.greatest
-        try:
-            must_step_down = self.election.heard(sender, message.term)
-        except ValueError as error:
-            self._log("error", "term refused", peer=sender, reason=str(error))
-            return
-        if self.election.greatest is not None and self.election.greatest != before:
-            self.outbox.note(self.election.greatest)
-        if must_step_down:
-            self._log("warning", "stepping down: another scheduler leads", leader=sender)
-            # What is in memory no longer decides anything; the next process reads it back from the disk.
-            self.outbox.then(Exit(1, f"scheduler {sender} leads with a greater term"))
-        elif self.election.followed is not None and not self.leads:
-            self.outbox.then(Follow(*self.election.followed))
+        self.outbox.load(event.seen, event.purged)
+        self.nodes = {row.node_id: row for row in event.nodes}
+        waits = event.is_empty and not self._is_founder
+        self.election.join(now, max(JOIN_S, self.settings.empty_wait_s) if waits else JOIN_S)
 
     # -- Peers ---------------------------------------------------------------------------------------------------------
 
@@ -102,297 +140,449 @@ class Scheduler:
         """A node is connected: tell it whom we follow."""
         node = event.node
         self._connected[node.node_id] = node
-        if "scheduler" in node.roles:
-            self.election.peer_up(node)
-        self.outbox.then(Send(node.node_id, msg.Leading(self._followed_term())))
-
-    def _followed_term(self) -> msg.Term | None:
-        if self.election.leading is not None:
-            return self.election.leading
-        return self.election.followed[1] if self.election.followed is not None else None
+        self.election.peer_up(node)
+        self._say(Send(node.node_id, msg.Leading(*self._standing(now))))
+        if "scheduler" in node.roles and node.node_id != self.node.node_id:
+            self._remember_scheduler(node, self.nodes[node.node_id].seen_s if node.node_id in self.nodes else 0.0)
+            if self._claim is not None:
+                self._claim.ask(node.node_id)
 
     def on_peer_down(self, event: ev.PeerDown, now: float) -> None:
-        """A connection is gone. What a worker ran may go on there: wait for it, unless it said goodbye."""
-        self._connected.pop(event.node_id, None)
-        followed = self.election.followed
-        self.election.peer_down(event.node_id)
-        if followed is not None and self.election.followed is None:
-            self.outbox.then(Follow(None, None))
-        worker = self.roster.get(event.node_id)
-        if worker is None or not worker.is_here:
-            return
-        worker.leaves(self.utc(now))
-        self._remember(worker)
-        self.outbox.then(AnnounceNode("node.lost", worker.node_id, event.reason))
-        if event.is_orderly:
-            self._log("info", "worker left", worker=worker.name, reason=event.reason)
-            self._lose_all(worker, "its worker stopped", "worker_stopped", now)
+        """A connection is gone."""
+        node_id = event.node_id
+        was_followed = self.election.followed
+        node = self._connected.pop(node_id, None)
+        self.election.peer_down(node_id, now, event.is_orderly)
+        self._giver.stop(node_id)
+        if self._owed is not None and self._owed[0] == node_id:
+            self._owed = None
+        if was_followed is not None and self.election.followed is None:
+            self.replica.leave()
+        if self._claim is not None:
+            self._claim.gone(node_id, now)
+        if self.feed is not None and node is not None and "scheduler" in node.roles:
+            if node_id in self.feed.in_sync:
+                self._remember_scheduler(node, self.utc(now))
+            self.feed.gone(node_id, now, is_orderly=event.is_orderly)
+        self._to_leader(lambda leader, now: leader.on_peer_down(event, now), now)
+
+    def _remember_scheduler(self, node: msg.NodeInfo, seen_s: float) -> None:
+        if self.leads:
+            old = self.nodes.get(node.node_id)
+            drain = old.drain_reason if old is not None else None
+            self._write_node(msg.NodeRow(node.node_id, node.name, node.roles, drain, seen_s))
+
+    def _write_node(self, row: msg.NodeRow) -> None:
+        if self.nodes.get(row.node_id) != row:
+            self.nodes[row.node_id] = row
+            self.outbox.node(row)
+
+    def _copy_node(self, row: msg.NodeRow) -> None:
+        """What our leader remembers of a node counts."""
+        self._write_node(row)
+
+    def _learn_node(self, row: msg.NodeRow) -> None:
+        """What another leader remembered of a node counts where it is newer."""
+        old = self.nodes.get(row.node_id)
+        if old is None or old.seen_s < row.seen_s:
+            self._write_node(row)
+            if self.leader is not None and "worker" in row.roles and self.leader.roster.get(row.node_id) is None:
+                self.leader.roster.load_row(row)
+
+    def on_collided(self, event: ev.Collided, now: float) -> None:
+        """Another live node has our id. The younger of the two gives way: whoever is still looking around."""
+        text = f"node id {self.node.node_id} is taken by {event.name} at {event.address}: start with another --node-id"
+        if self.election.standing is None and not self.election.is_ready(now):
+            self._say(Exit(1, text))
         else:
-            self._log("warning", "worker lost", worker=worker.name, reason=event.reason, open=len(worker.assigned))
-            self._grace.set(worker.node_id, now + self.settings.worker_grace_s)
+            self._log("error", "two nodes have the same id", other=event.name, address=event.address)
 
-    def _lose_all(self, worker: Worker, reason: str, cause: str, now: float) -> None:
-        for task in list(worker.assigned.values()):
-            worker.release(task)
-            self.ledger.lose(task, reason, cause, self.utc(now))
-        self._unplaced = True
+    # -- Whom we follow ------------------------------------------------------------------------------------------------
 
-    # -- Workers' messages ---------------------------------------------------------------------------------------------
+    def _standing(self, now: float) -> tuple[msg.Term | None, bool]:
+        may_lead = self.election.is_ready(now) and not self.is_stopping
+        return self.election.standing, may_lead
 
-    def on_register(self, sender: int, message: msg.Register, now: float) -> None:
-        """A worker brings its whole state. What it does not hold any more was lost; what is not wanted is cancelled."""
-        term = self.election.leading
-        if term is None:
-            self.outbox.then(Send(sender, msg.Leading(self._followed_term())))
-            return
-        if message.term is not None and message.term.rank() > term.rank():
-            self._on_greater_term(sender, message.term)
-            return
-        worker = self.roster.known(sender)
-        worker.arrives(self._connected[sender], message.offer, self.utc(now))
-        self._grace.clear(sender)
-        self._remember(worker)
-        self.outbox.then(Send(sender, msg.Registered(term)))
-        here = {*message.held, *message.unacknowledged}
-        for task in list(worker.assigned.values()):
-            task.run_number, task.is_recalled = 0, False  # Of an earlier connection.
-            if task.key not in here:
-                worker.release(task)
-                self.ledger.lose(task, "its worker no longer has it", "worker_restarted", self.utc(now))
-        unwanted = [key for key in message.held if not self._wants(key)]
-        if unwanted:
-            self.outbox.then(Send(sender, msg.Cancel(term, tuple(unwanted))))
-        if worker.drain_reason is not None:
-            self._recall(worker, worker.not_begun)
-        self._log("info", "worker registered", worker=worker.name, node=sender, slots=message.offer.slots)
-        self.outbox.then(AnnounceNode("node.up", sender, worker.name))
-        self._unplaced = True
-
-    def _on_greater_term(self, sender: int, term: msg.Term) -> None:
-        """A worker has obeyed a later leader that we never heard of, and will not obey us: lead again, above it."""
+    def on_leading(self, sender: int, message: msg.Leading, now: float) -> None:
+        """A node says whom it follows."""
+        before, followed = self.election.greatest, self.election.followed
         try:
-            self.election.learn(term)
+            self.election.heard(sender, message)
         except ValueError as error:
             self._log("error", "term refused", peer=sender, reason=str(error))
             return
-        self._log("warning", "stepping down: a worker has obeyed a greater term", worker=sender, epoch=term.epoch)
-        self.outbox.note(term)
-        self.outbox.then(Exit(1, "a worker has obeyed a greater term"))
+        self._heard_term(before, now)
+        term = message.term
+        if term is not None and term.node_id == sender and self.election.is_stale(term):
+            # It has to hear why nobody obeys it.
+            self._say(Send(sender, msg.Denied(term, self.election.greatest, self.election.followed)))
+        if self.election.followed is not None and self.election.followed != followed:
+            self._drop_claim()
+            self.replica.follow(self.election.followed, now)
+        elif followed is not None and self.election.followed is None:
+            self.replica.leave()
 
-    def _wants(self, key: msg.AttemptKey) -> bool:
-        task = self.ledger.current(key)
-        return task is not None and task.state is not TaskState.CANCELLING
-
-    def on_offering(self, sender: int, message: msg.Offering, now: float) -> None:
-        """A worker offers something else from now on."""
-        worker = self._registered(sender)
-        if worker is not None:
-            worker.takes(message.offer)
-            self._unplaced = True
-
-    def on_inventory(self, sender: int, message: msg.Inventory, now: float) -> None:
-        """Everything a worker holds: an attempt that it was sent and does not know is lost."""
-        worker = self._registered(sender)
-        if worker is None:
+    def _heard_term(self, before: msg.Term | None, now: float) -> None:
+        """The greatest term that we know may have grown: write it down, and obey it."""
+        greatest = self.election.greatest
+        if greatest is None or greatest == before:
             return
-        here = set(message.keys)
-        for task in list(worker.assigned.values()):
-            if task.run_number <= message.runs_seen and task.key not in here:
-                worker.release(task)
-                self.ledger.lose(task, "its worker no longer has it", "worker_forgot", self.utc(now))
-                self._unplaced = True
+        self.outbox.note(greatest)
+        if self._claim is not None and greatest.rank() > self._claim.term.rank():
+            self._drop_claim()
+            self.outbox.note(greatest)
+        if self.leader is not None and greatest.rank() > self.leader.term.rank():
+            self._step_down(f"node {greatest.node_id} has a greater term", now)
+            self.outbox.note(greatest)
 
-    def on_started(self, sender: int, message: msg.Started, now: float) -> None:
-        """Attempts have begun."""
-        now_s = self.utc(now)
-        for started in message.attempts:
-            self.ledger.started(started, now_s)
+    def _drop_claim(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+            self.election.is_claiming = False
+            self._resign()
+            # Those that granted it need not wait for us any more.
+            self._told = (None, not self._told[1])
 
-    def on_finished(self, sender: int, message: msg.Finished, now: float) -> None:
-        """Attempts have ended. All are acknowledged, late ones too, once what they changed is durable."""
-        if self._registered(sender) is None:
-            return  # It registers again and sends them again.
-        now_s = self.utc(now)
-        acknowledged = self._acknowledged.setdefault(sender, [])
-        for ended in message.attempts:
-            task = self.ledger.current(ended.key)
-            if task is None:
-                self.stats.late_results += 1
-            else:
-                # Mostly the sender; another where a worker came back under another node id.
-                self.roster.known(task.record.attempts[-1].worker).release(task)
-                self.ledger.ended(task, ended, now_s)
-            acknowledged.append(ended.key)
-        self._unplaced = True
+    def _resign(self) -> None:
+        for effect in self.outbox.resign():
+            if isinstance(effect, Reply):
+                self._say(Reply(effect.call, NoLeader()))
+            elif isinstance(effect, Log | AnnounceNode):
+                self._say(effect)
 
-    def _registered(self, node_id: int) -> Worker | None:
-        worker = self.roster.get(node_id)
-        return worker if worker is not None and worker.is_here and self.leads else None
+    def _step_down(self, reason: str, now: float) -> None:
+        """Decide no more. What is not durable yet was promised to nobody; clients ask the next leader again."""
+        assert self.leader is not None
+        assert self._merger is not None
+        self._log("warning", "stepping down", reason=reason, epoch=self.leader.term.epoch)
+        self._merger.close()
+        self.leader = self.feed = self._merger = None
+        self.election.leading = None
+        self._handing_to = None
+        self._timers.clear("hand over")
+        self._timers.clear("stall")
+        self._resign()
+        for event in self._take_deferred():
+            event(now)  # There is no leader any more, which is what they are answered.
 
-    # -- Clients -------------------------------------------------------------------------------------------------------
+    # -- Claims --------------------------------------------------------------------------------------------------------
 
-    def on_submitted(self, event: ev.Submitted, now: float) -> None:
-        """Take all tasks of a submission, or none."""
-        if not self.leads:
-            self.outbox.then(Reply(event.call, NoLeader()))
+    def consider(self, now: float) -> None:
+        """At the end of a turn: claim if it is ours to do, answer a claim, or hand over."""
+        if self.is_stopping and self.leader is None:
             return
+        if self.election.may_claim(now):
+            self._start_claim(now)
+        elif self.leader is not None and self._deferred is None and self.feed is not None:
+            target = self.feed.hand_over_to(now)
+            if target is not None and self.election.may_lead(target):
+                self._hand_over(target, now)
+
+    def _start_claim(self, now: float) -> None:
+        term = self.election.next_term()
+        self.election.is_claiming = True
+        self.election.followed = None
+        self.replica.leave()
+        merger = Merger(self.outbox, self._reads, self._learn_node)
+        leader = Leader(
+            term, self.settings, self.outbox, self._reads, self.stats, self._random, self.utc, self._connected,
+            self._say, self._write_node,
+        )  # fmt: skip
+        for row in self.nodes.values():
+            if "worker" in row.roles:
+                leader.roster.load_row(row)
+        self._claim = Claim(term, self.outbox, self._reads, merger, leader, self._won)
+        self._claim.start([node.node_id for node in self.election.schedulers()])
+
+    def _won(self, leader: Leader, now: float) -> None:
+        """Our claim is complete: decide from now on."""
+        self._claim = None
+        self.election.is_claiming = False
+        self.leader, self.election.leading = leader, leader.term
+        merger = Merger(self.outbox, self._reads, self._learn_node, leader.adoption)
+        self._merger = merger
+        leader.is_merging = lambda: merger.is_busy
+        self.feed = Feed(leader.term, self.settings, self.outbox, self._giver, merger, self._say, leader.merged)
+        self.stats.leader_changes += 1
+        self._log("info", "leading", epoch=leader.term.epoch, tasks=len(leader.ledger.tasks))
+        self._say(AnnounceNode("leader.changed", self.node.node_id, f"epoch {leader.term.epoch}"))
+        self._remember_scheduler(self.node, self.utc(now))
+        for node in self.election.schedulers():
+            if node.node_id not in self.nodes:
+                self._remember_scheduler(node, 0.0)
+        leader.begin(now)
+
+    def on_claim(self, sender: int, message: msg.Claim, now: float) -> None:
+        """Another scheduler wants to lead: obey its term, and give it what it lacks."""
+        before = self.election.greatest
+        try:
+            self.election.learn(message.term)
+        except ValueError as error:
+            self._log("error", "term refused", peer=sender, reason=str(error))
+            self._say(Send(sender, msg.Denied(message.term, before, self.election.standing)))
+            return
+        if self.election.greatest != message.term:
+            self._say(Send(sender, msg.Denied(message.term, self.election.greatest, self.election.standing)))
+            return
+        self._heard_term(before, now)
+        self.election.followed, self.election.granted = None, message.term
+        self.replica.leave()
+        self._owed = (sender, message)
+
+    def on_denied(self, sender: int, message: msg.Denied, now: float) -> None:
+        """Our term is not the greatest, or somebody hears a leader."""
+        before = self.election.greatest
+        if message.greatest is not None:
+            try:
+                self.election.learn(message.greatest)
+            except ValueError as error:
+                self._log("error", "term refused", peer=sender, reason=str(error))
+                return
+            self._heard_term(before, now)
+        if self._claim is not None and message.term == self._claim.term:
+            self._drop_claim()
+        self.election.denied(now)
+
+    def on_page(self, sender: int, message: msg.Page, now: float) -> None:
+        """Rows that we lack: as a claimer, as a leader, or as a standby."""
+        if self._claim is not None and message.term == self._claim.term:
+            self._claim.page(sender, message, now)
+        elif self.leader is not None and self._merger is not None and message.term == self.leader.term:
+            self._merger.page(sender, message, now)
+        else:
+            self.replica.page(sender, message, now)
+
+    def on_page_taken(self, sender: int, message: msg.PageTaken, now: float) -> None:
+        """A page of ours is durable over there."""
+        self._giver.taken(sender, message)
+
+    # -- Standbys ------------------------------------------------------------------------------------------------------
+
+    def on_attach(self, sender: int, message: msg.Attach, now: float) -> None:
+        """A standby follows us."""
+        if self.leader is not None and self.feed is not None and message.term == self.leader.term:
+            self.feed.attach(self._connected[sender], message, now)
+
+    def on_wanted(self, sender: int, message: msg.Wanted, now: float) -> None:
+        """Our leader lacks something."""
+        self.replica.wanted(sender, message)
+
+    def on_replicate(self, sender: int, message: msg.Replicate, now: float) -> None:
+        """Our leader has decided something."""
+        self.replica.replicate(sender, message, now)
+
+    def on_replicated(self, sender: int, message: msg.Replicated, now: float) -> None:
+        """A standby has a copy."""
+        if self.feed is None:
+            return
+        was_in_sync = sender in self.feed.in_sync
+        self._said += self.feed.replicated(sender, message, now)
+        if not was_in_sync and sender in self.feed.in_sync:
+            self._remember_scheduler(self._connected[sender], self.utc(now))
+
+    def _hand_over(self, target: int, now: float) -> None:
+        """Let a standby lead in our place: decide nothing new, and tell it once it has everything."""
+        self._log("info", "handing over", to=target)
+        self._handing_to = target
+        self._deferred = []
+        self._timers.set("hand over", now + HAND_OVER_S)
+
+    def _tell_heir(self, now: float) -> None:
+        assert self.leader is not None
+        assert self.feed is not None
+        target = self._handing_to
+        if target is not None and self.outbox.is_idle and self.feed.is_level(target):
+            self._handing_to = None
+            self._say(Send(target, msg.HandOver(self.leader.term, self.feed.last_lsn)))
+            self._timers.set("hand over", now + HAND_OVER_S)
+
+    def on_hand_over(self, sender: int, message: msg.HandOver, now: float) -> None:
+        """Our leader has stopped deciding for us to go on."""
+        term = message.term
+        if self.replica.term != term or sender != term.node_id or self.is_stopping:
+            return
+
+        def claim(now: float) -> None:
+            if self.replica.term == term and self.outbox.seen.lsn_of(term) >= message.lsn:
+                self._start_claim(now)
+
+        self.outbox.then(Continue(claim))
+
+    def _hand_over_failed(self, now: float) -> None:
+        """The heir did not take over: lead on, under a term that it cannot have taken."""
+        was_told = self._handing_to is None
+        self._handing_to = None
+        if not was_told or self.is_stopping:
+            self._resume(now)
+            return
+        self._step_down("the standby that was to lead does not answer", now)
+        self.election.next_term()
+        self._start_claim(now)
+
+    def _take_deferred(self) -> list[Callable[[float], None]]:
+        deferred, self._deferred = self._deferred or [], None
+        return deferred
+
+    def _resume(self, now: float) -> None:
+        for event in self._take_deferred():
+            event(now)
+
+    # -- To the leader -------------------------------------------------------------------------------------------------
+
+    def _to_leader(self, do: Callable[[Leader, float], None], now: float) -> None:
+        """Have the leader do something, later where it may not decide at the moment; nothing where we do not lead."""
+        if self._deferred is not None:
+            self._deferred.append(partial(self._to_leader, do))
+        elif self.leader is not None:
+            do(self.leader, now)
+
+    def on_register(self, sender: int, message: msg.Register, now: float) -> None:
+        """A worker wants to work for us."""
+        if message.term is not None:
+            before = self.election.greatest
+            try:
+                self.election.learn(message.term)
+            except ValueError as error:
+                self._log("error", "term refused", peer=sender, reason=str(error))
+                return
+            self._heard_term(before, now)
+        if self.leader is None or message.offer is NOTHING_OFFERED:
+            self._say(Send(sender, msg.Leading(*self._standing(now))))
+            return
+        self._to_leader(lambda leader, now: leader.on_register(sender, message, now), now)
+
+    def on_worker(self, name: str, sender: int, message: msg.Message, now: float) -> None:
+        """Any other message of a worker: `name` is the leader's method for it."""
+        self._to_leader(lambda leader, now: getattr(leader, name)(sender, message, now), now)
+
+    def on_client(self, name: str, event: ev.Submitted | ev.CancelWanted | ev.DrainWanted, now: float) -> None:
+        """A client's wish: `name` is the leader's method for it."""
+        if self._deferred is not None:
+            self._deferred.append(partial(self.on_client, name, event))
+        elif self.leader is None:
+            self._say(Reply(event.call, NoLeader()))
+        elif isinstance(event, ev.Submitted) and (refusal := self._refusal()) is not None:
+            self._say(Reply(event.call, refusal))
+        else:
+            getattr(self.leader, name)(event, now)
+
+    def _refusal(self) -> Unavailable | None:
         if self.is_stopping:
-            self.outbox.then(Reply(event.call, Unavailable("the scheduler is stopping; try again in a moment")))
-            return
-        if len(self.ledger.tasks) + len(event.tasks) > self.settings.queued_max:
-            text = f"{len(self.ledger.tasks)} tasks are unfinished already, of at most {self.settings.queued_max}"
-            self.outbox.then(Reply(event.call, Overloaded(text + "; try again later")))
-            return
-        now_s = self.utc(now)
-        accept = self.ledger.accept
-        known = [new.id for new in event.tasks if not accept(new, now_s)]
-        self.outbox.then(Reply(event.call, known))
-        self._unplaced = True
+            return Unavailable("the scheduler is stopping; try again in a moment")
+        if self.settings.min_replicas and self.durability == "local" and not self.outbox.needs_copy:
+            return Unavailable("no standby keeps a copy, and min_replicas asks for one")
+        return None
 
-    def on_cancel_wanted(self, event: ev.CancelWanted, now: float) -> None:
-        """Cancel what is unfinished."""
-        if not self.leads:
-            self.outbox.then(Reply(event.call, NoLeader()))
-            return
-        found = []
-        by_worker: dict[int, list[msg.AttemptKey]] = {}
-        for task_id in event.ids:
-            task = self.ledger.tasks.get(task_id)
-            if task is None:
-                continue
-            found.append(task_id)
-            is_new = not task.record.cancel_wanted
-            self.ledger.cancel(task, self.utc(now))
-            if is_new and task.key is not None:
-                by_worker.setdefault(task.record.attempts[-1].worker, []).append(task.key)
-        assert self.election.leading is not None
-        for node_id, keys in by_worker.items():
-            if self._registered(node_id) is not None:
-                self.outbox.then(Send(node_id, msg.Cancel(self.election.leading, tuple(keys))))
-        self.outbox.then(Reply(event.call, found))
+    # -- The node ------------------------------------------------------------------------------------------------------
 
-    def on_drain_wanted(self, event: ev.DrainWanted, now: float) -> None:
-        """Give a worker nothing new and take back what it has not begun; or use it again."""
-        if not self.leads:
-            self.outbox.then(Reply(event.call, NoLeader()))
-            return
-        worker = self.roster.get(event.node_id)
-        if worker is None:
-            self.outbox.then(Reply(event.call, NotFound(f"no worker has the node id {event.node_id}")))
-            return
-        worker.drain(event.reason)
-        self._remember(worker)
-        if event.reason is not None:
-            self._recall(worker, worker.not_begun)
-        self.outbox.then(Reply(event.call, None))
-        kind = "node.resumed" if event.reason is None else "node.drained"
-        self.outbox.then(AnnounceNode(kind, worker.node_id, event.reason or ""))
-        self._unplaced = True
-
-    def _remember(self, worker: Worker) -> None:
-        roles: tuple[str, ...] = worker.info.roles if worker.info is not None else ("worker",)
-        self.outbox.node(NodeRow(worker.node_id, worker.name, roles, worker.drain_reason, worker.seen_s))
-
-    def on_stop_wanted(self) -> None:
-        """Begin nothing new; what comes in is still recorded and acknowledged until nothing waits for the disk."""
+    def on_stop_wanted(self, now: float) -> None:
+        """Begin nothing new; hand over, and have everything recorded."""
         self.is_stopping = True
+        self._drop_claim()
+        if self.leader is not None and self.feed is not None:
+            self.leader.is_stopping = True
+            if self._deferred is None and self.feed.in_sync:
+                self._hand_over(self.feed.in_sync[0], now)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing is left to do after a wish to stop."""
+        return self.outbox.is_durable if self.leader is None else self.outbox.is_idle and self._deferred is None
+
+    def on_stalled(self, event: ev.Stalled, now: float) -> None:
+        """We stood still: others may have gone on without us. Look around before deciding anything."""
+        self._log("warning", "this process stood still", seconds=round(event.duration_s, 1), leads=self.leads)
+        if self.leader is None:
+            self.election.join(now)
+        elif self._deferred is None and any(
+            "scheduler" in row.roles and row.node_id != self.node.node_id for row in self.nodes.values()
+        ):
+            self._deferred = []
+            self._timers.set("stall", now + JOIN_S)
 
     def on_settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
         """The operator has changed what may be changed while running."""
         self.settings = event.settings
-        self.ledger.queue.ask_all_again()
-        self._unplaced = True
+        if self.leader is not None and self.feed is not None:
+            self.feed.settings = event.settings
+            self.leader.on_settings_changed(event.settings)
 
-    # -- Placing -------------------------------------------------------------------------------------------------------
+    def on_read(self, event: ev.RowsRead | ev.IdsRead, now: float) -> None:
+        """A reading that we asked for."""
+        self._reads.answered(event, now)
 
-    def settle(self, now: float) -> None:
-        """At the end of a turn: acknowledge what came, do what is due, and hand out what fits."""
-        term = self.election.leading
-        if term is None:
-            return
-        for node_id, keys in self._acknowledged.items():
-            self.outbox.then(Send(node_id, msg.Acknowledged(term, tuple(keys))))
-        self._acknowledged.clear()
-        # Before anything is handed out: what has just expired must not begin.
-        calendar_s, now_s = self.ledger.next_deadline_s(), self.utc(now)
-        if calendar_s is not None and calendar_s <= now_s:
-            self.ledger.tick(now_s)
-            self._unplaced = True
-        if not self._unplaced or self.is_stopping:
-            return
-        self._unplaced = False
-        if len(self.ledger.queue):
-            self._place(term, now)
-        if not len(self.ledger.queue):
-            # With nothing queued, work that waits at one worker while another could begin it is taken back.
-            for worker, tasks in misplaced(self.roster):
-                self._recall(worker, tasks)
+    def on_read_failed(self, event: ev.ReadFailed, now: float) -> None:
+        """Our own disk cannot be read: nothing can be decided."""
+        self._say(Exit(1, f"reading the database failed: {event.reason}"))
 
-    def _place(self, term: msg.Term, now: float) -> None:
-        now_s = self.utc(now)
-        settings = self.settings
-        runs: dict[int, list[msg.Assignment]] = {}
-        sizes: dict[int, int] = {}
-        begin = self.ledger.begin
-        for task, worker in place(self.ledger.queue, self.roster, settings.prefetch_s, settings.prefetch_max):
-            node_id = worker.node_id
-            key = begin(task, node_id, now_s)
-            batch = runs.get(node_id)
-            if batch is None:
-                batch = runs[node_id] = []
-                sizes[node_id] = 0
-            task.run_number = worker.runs_sent + 1
-            batch.append(msg.Assignment(key, task.spec_bytes))
-            sizes[node_id] += len(task.spec_bytes)
-            if sizes[node_id] > RUN_BYTES_MAX:
-                self._send_run(worker, term, runs.pop(node_id))
-        for node_id, batch in runs.items():
-            self._send_run(self.roster.known(node_id), term, batch)
+    def on_committed(self, event: ev.Committed) -> list[Effect]:
+        """A commit is durable: what waited for it."""
+        if self.feed is not None:
+            self.feed.committed()
+        return self.outbox.committed(event.seq)
 
-    def _send_run(self, worker: Worker, term: msg.Term, batch: list[msg.Assignment]) -> None:
-        worker.runs_sent += 1
-        self.outbox.then(Send(worker.node_id, msg.Run(term, tuple(batch))))
-
-    def _recall(self, worker: Worker, tasks: list[Task]) -> None:
-        term = self.election.leading
-        if not tasks or term is None or not worker.is_here:
-            return
-        for task in tasks:
-            task.is_recalled = True
-        keys = tuple(task.key for task in tasks if task.key is not None)
-        self.outbox.then(Send(worker.node_id, msg.Recall(term, keys)))
-
-    # -- Time ----------------------------------------------------------------------------------------------------------
-
-    def next_deadline(self, now: float, utc_offset_s: float) -> float | None:
-        """When tick has something to do, monotonic."""
-        due = [self.election.next_deadline(now)]
-        if self.leads:
-            due.append(self._grace.next())
-            calendar_s = self.ledger.next_deadline_s()
-            due.append(None if calendar_s is None else calendar_s - utc_offset_s)
-        return min((time for time in due if time is not None), default=None)
-
-    def tick(self, now: float) -> None:
-        """Do what is due."""
-        self.consider(now)
-        if not self.leads:
-            return
-        for node_id in self._grace.pop_due(now):
-            worker = self.roster.known(node_id)
-            self._log("warning", "worker given up", worker=worker.name, open=len(worker.assigned))
-            self._lose_all(worker, "its worker is gone", "worker_lost", now)
-
-    def gives_up_s(self, node_id: int) -> float | None:
-        """When the attempts of a worker that is away count as lost, UTC."""
-        due = self._grace.get(node_id)
-        return None if due is None else self.utc(due)
-
-    def on_commit_failed(self, event: ev.CommitFailed) -> list[Reply | Exit]:
+    def on_commit_failed(self, event: ev.CommitFailed) -> list[Effect]:
         """The disk failed us: what waits must not happen. Whoever waits is told; the next process reads the truth."""
         error = Unavailable("the scheduler could not write to its disk; whether the call took effect is not known")
         calls = [effect.call for effect in self.outbox.drop() if isinstance(effect, Reply)]
         return [*(Reply(call, error) for call in calls), Exit(1, f"commit failed: {event.reason}")]
 
+    def settle(self, now: float) -> list[Effect]:
+        """At the end of a turn: what is to be done."""
+        self.consider(now)
+        if self._owed is not None and self.outbox.is_durable:
+            (claimer, claim), self._owed = self._owed, None
+            self._giver.start(claimer, claim.term, Seen(claim.seen))
+        if self.leader is not None and self._deferred is None:
+            self.leader.settle(now)
+        lsn = self.outbox.lsn
+        released = self.outbox.release()
+        if self.feed is not None:
+            for effect in released:
+                if type(effect) is Commit:
+                    self.feed.stream(effect, lsn, now)
+            if self._handing_to is not None:
+                self._tell_heir(now)
+        self._tell_all(now)
+        said, self._said = self._said, []
+        return said + released
+
+    def _tell_all(self, now: float) -> None:
+        """Tell everybody whom we follow, when that has changed."""
+        standing = self._standing(now)
+        if standing == self._told:
+            return
+        if standing[0] != self._told[0]:
+            term = standing[0]
+            self._say(Follow(term.node_id if term is not None else None, term))
+        self._told = standing
+        for node_id in self._connected:
+            self._say(Send(node_id, msg.Leading(*standing)))
+
+    def next_deadline(self, now: float, utc_offset_s: float) -> float | None:
+        """When tick has something to do, monotonic."""
+        due = [self.election.next_deadline(now), self._timers.next()]
+        if self.leader is not None and self.feed is not None:
+            due += [self.feed.next_deadline(now)]
+            if self._deferred is None:
+                due += [self.leader.next_deadline(now, utc_offset_s)]
+        return min((time for time in due if time is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for timer in self._timers.pop_due(now):
+            if timer == "stall":
+                self._resume(now)
+            else:
+                self._hand_over_failed(now)
+        if self.feed is not None:
+            self._said += self.feed.tick(now)
+        if self.leader is not None and self._deferred is None:
+            self.leader.tick(now)
+
+    def _say(self, effect: Effect) -> None:
+        self._said.append(effect)
+
     def _log(self, level: str, event: str, **fields: object) -> None:
-        self.outbox.then(Log(level, event, fields))
+        self._say(Log(level, event, fields))

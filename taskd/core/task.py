@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from msgspec import Struct
 
-from taskd.protocol.messages import AttemptKey, TaskRow, Term
+from taskd.protocol.messages import AttemptKey, Dot, TaskRow, Term
 
 if TYPE_CHECKING:
     from taskd.core.queue import Shape
@@ -55,11 +55,12 @@ FINAL = frozenset(state for state in TaskState if state.is_final)
 _ENDED = frozenset({_S.SUCCEEDED, _S.FAILED, _S.TIMED_OUT})
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.CANCELLED, _S.EXPIRED}),
-    _S.QUEUED: frozenset({_S.ASSIGNED, _S.CANCELLED, _S.EXPIRED}),
+    # To SUCCEEDED: an attempt that was given up has succeeded nevertheless.
+    _S.QUEUED: frozenset({_S.ASSIGNED, _S.CANCELLED, _S.EXPIRED, _S.SUCCEEDED}),
     # Back to QUEUED: taken back unstarted, or lost with a worker. A result can arrive before the word that it began.
     _S.ASSIGNED: _ENDED | {_S.RUNNING, _S.QUEUED, _S.RETRYING, _S.CANCELLING},
     _S.RUNNING: _ENDED | {_S.QUEUED, _S.RETRYING, _S.CANCELLING},
-    _S.RETRYING: frozenset({_S.QUEUED, _S.CANCELLED}),
+    _S.RETRYING: frozenset({_S.QUEUED, _S.CANCELLED, _S.SUCCEEDED}),
     # A success that came first wins over the wish to cancel.
     _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED}),
     **dict.fromkeys(FINAL, frozenset()),
@@ -232,13 +233,17 @@ class Task:
         attempts = self.record.attempts
         return attempts[-1] if attempts and attempts[-1].outcome is None else None
 
-    def row(self, term: Term, lsn: int) -> TaskRow:
-        """The row to store with commit `lsn` of `term`."""
-        spec = self.spec
+    def row(self, dot: Dot) -> TaskRow:
+        """The row to store with this commit."""
+        spec, record, term = self.spec, self.record, dot.term
+        if record.accepted is None:
+            record.accepted = dot
+        if self.finished_s and record.decided is None:
+            record.decided = dot
         return TaskRow(
             self.id, int(self.state), spec.priority, spec.queue, spec.type, spec.name, spec.owner, spec.submitted_s,
-            self.changed_s, self.finished_s, term.epoch, term.node_id, term.boot, lsn, self.spec_bytes,
-            encode(self.record),
+            self.changed_s, self.finished_s, term.epoch, term.node_id, term.boot, dot.lsn, self.spec_bytes,
+            encode(record),
         )  # fmt: skip
 
     @classmethod
@@ -251,6 +256,11 @@ class Task:
         if attempt is not None:
             task.key = AttemptKey(row.id, attempt.number, attempt.term, attempt.lsn)
         return task
+
+
+def deciding_attempt(record: Record) -> Attempt | None:
+    """The attempt that speaks for the task: always the last one, whatever became of others later."""
+    return record.attempts[-1] if record.attempts else None
 
 
 _encoder = msgspec.msgpack.Encoder()

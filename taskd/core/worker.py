@@ -12,7 +12,7 @@ from math import ceil
 
 from taskd.core import events as ev
 from taskd.core.deadlines import Deadlines
-from taskd.core.effects import Begin, Effect, Follow, Journal, Kill, Log, Send, Start, Terminate
+from taskd.core.effects import Begin, Effect, Exit, Follow, Journal, Kill, Log, Send, Start, Terminate
 from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_spec, encode
 from taskd.protocol import messages as msg
@@ -52,6 +52,8 @@ class Worker:
         self.leader: int | None = None
         self.is_stopping = False
         self._registered = False
+        self._schedulers: dict[int, None] = {}  # connected ones
+        self._unacknowledged_before: dict[msg.AttemptKey, None] = {}  # when the last inventory was sent
         self._waiting: list[tuple[int, float, bytes, int, msg.AttemptKey]] = []
         self._specs: dict[msg.AttemptKey, TaskSpec] = {}  # of those waiting
         self._running: dict[msg.AttemptKey, _Running] = {}
@@ -100,6 +102,7 @@ class Worker:
         self._timers.clear("inventory")
         self._effects.append(Journal(term, [], [], []))
         self._effects.append(Follow(sender, term))
+        self._tell_schedulers()
         unacknowledged = tuple(self._unacknowledged)
         held = (*self._running, *self._specs)
         offer = NOTHING_OFFERED if self.is_stopping else self.offer
@@ -118,8 +121,23 @@ class Worker:
         self._send_finished([ended for key, ended in self._unacknowledged.items() if key not in fresh])
         self._timers.set("inventory", now + INVENTORY_S)
 
+    def on_peer_up(self, event: ev.PeerUp) -> None:
+        """A scheduler is connected: it hears whom we follow, and says whom it follows."""
+        if "scheduler" in event.node.roles:
+            self._schedulers[event.node.node_id] = None
+            self._effects.append(Send(event.node.node_id, self._standing))
+
+    def on_collided(self, event: ev.Collided) -> None:
+        """Another live node has our id; schedulers have taken it in before us."""
+        text = f"node id {self.node.node_id} is taken by {event.name} at {event.address}: start with another --node-id"
+        if self.leader is None:
+            self._effects.append(Exit(1, text))
+        else:
+            self._log("error", "two nodes have the same id", other=event.name, address=event.address)
+
     def on_peer_down(self, event: ev.PeerDown, now: float) -> None:
         """A connection is gone; without the leader work goes on, and outcomes wait."""
+        self._schedulers.pop(event.node_id, None)
         if event.node_id == self.leader:
             self._lose_leader()
 
@@ -128,6 +146,16 @@ class Worker:
         self._registered = False
         self._timers.clear("inventory")
         self._effects.append(Follow(None, None))
+        self._tell_schedulers()
+
+    def _tell_schedulers(self) -> None:
+        """Say whom we follow: a scheduler that cannot hear the leader learns from us that there is one."""
+        for node_id in self._schedulers:
+            self._effects.append(Send(node_id, self._standing))
+
+    @property
+    def _standing(self) -> msg.Leading:
+        return msg.Leading(self.term if self.leader is not None else None)
 
     def _obeys(self, sender: int, term: msg.Term) -> bool:
         return sender == self.leader and term == self.term
@@ -297,6 +325,15 @@ class Worker:
                 keys = (*self._running, *self._specs, *self._unacknowledged)
                 self._effects.append(Send(self.leader, msg.Inventory(self._runs_seen, keys)))
                 self._timers.set("inventory", now + INVENTORY_S)
+                self._send_again()
+
+    def _send_again(self) -> None:
+        """Outcomes that the leader has left unanswered for so long: it may know by now what they belong to."""
+        before, unacknowledged = self._unacknowledged_before, self._unacknowledged
+        again = [ended for key, ended in unacknowledged.items() if key in before]
+        if again:
+            self._send_finished(again)
+        self._unacknowledged_before = dict.fromkeys(unacknowledged)
 
     def _report_started(self) -> None:
         self._effects.append(Journal(None, list(self._unreported), [], []))

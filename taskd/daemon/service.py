@@ -18,7 +18,7 @@ from taskd.core.explain import explain
 from taskd.core.roster import Worker
 from taskd.core.scheduler import Scheduler
 from taskd.core.signature import Checker
-from taskd.core.task import TaskState, decode_record
+from taskd.core.task import TaskState, decode_record, deciding_attempt
 from taskd.daemon.calls import Calls
 from taskd.daemon.hub import TaskWatch
 from taskd.daemon.ids import IdSource, text_of
@@ -362,7 +362,7 @@ class DaemonService:
 
 def _change_of(row: TaskRow) -> Change:
     record = decode_record(row.record)
-    last = record.attempts[-1] if record.attempts else None
+    last = deciding_attempt(record)
     return Change(
         row.id, TaskState(row.state), row.changed_s, last.number if last else 0, last.worker if last else 0,
         last.report if last else b"", record.reason or (last.reason if last else ""),

@@ -320,13 +320,15 @@ class PageTaken(Message, frozen=True):
 
 
 class Replicate(Message, frozen=True):
-    """The commit `lsn` of `term`, or a part of it: the last part ends it."""
+    """The commit `lsn` of `term`, or a part of it: the last part ends it. With it the leader's data cover what it has
+    `seen` of other terms."""
 
     term: Term
     lsn: Unsigned
     rows: tuple[TaskRow, ...]
     nodes: tuple[NodeRow, ...]
     purged: tuple[TaskId, ...]
+    seen: tuple[Dot, ...]
     is_last: bool
 
 

@@ -43,12 +43,57 @@ class Host:
         self.signals: list[fx.Effect] = []
         self.exited: fx.Exit | None = None
         self.held_commits: list[fx.Commit] = []
+        self.seen: dict[msg.Term, int] = {}
+        self.last_purge: msg.Dot | None = None
 
     def write(self, commit: fx.Commit) -> None:
         """Put a commit on the disk."""
         self.term = commit.term or self.term
+        for row in commit.inserted:
+            assert row.id not in self.rows, "inserted twice"
+        for row in commit.updated:
+            assert row.id in self.rows, "updated what does not exist"
         self.rows.update((row.id, row) for row in (*commit.inserted, *commit.updated))
+        for row in commit.taken:
+            old = self.rows.get(row.id)
+            if old is None or old.dot.rank() < row.dot.rank():
+                self.rows[row.id] = row
+        for task_id in commit.purged:
+            self.rows.pop(task_id, None)
+        for purge in commit.purges:
+            covered = {dot.term: dot.lsn for dot in purge.seen}
+            for task_id, row in list(self.rows.items()):
+                is_inside = purge.after < task_id and (not purge.until or task_id <= purge.until)
+                is_covered = row.lsn <= covered.get(row.dot.term, 0)
+                if is_inside and is_covered and task_id not in purge.present:
+                    del self.rows[task_id]
+        for dot in commit.seen:
+            self.seen[dot.term] = max(dot.lsn, self.seen.get(dot.term, 0))
+        self.last_purge = commit.last_purge or self.last_purge
         self.node_rows.update((row.node_id, row) for row in commit.nodes)
+
+    def loaded(self) -> ev.Loaded:
+        seen = [msg.Dot(term, lsn) for term, lsn in self.seen.items()]
+        return ev.Loaded(self.term, seen, list(self.node_rows.values()), self.last_purge, is_empty=not seen)
+
+    def read(self, effect: fx.Effect) -> ev.Event:
+        """What the disk answers."""
+        rows = [self.rows[task_id] for task_id in sorted(self.rows)]
+        match effect:
+            case fx.ReadUnfinished(call, after):
+                return ev.RowsRead(call, [row for row in rows if row.id > after and row.state < TaskState.SUCCEEDED])
+            case fx.ReadLacking(call, seen, after):
+                covered = {dot.term: dot.lsn for dot in seen}
+                return ev.RowsRead(
+                    call, [row for row in rows if row.id > after and row.lsn > covered.get(row.dot.term, 0)]
+                )
+            case fx.ReadRows(call, ids):
+                return ev.RowsRead(call, [self.rows[task_id] for task_id in ids if task_id in self.rows])
+            case fx.ReadIds(call, after):
+                return ev.IdsRead(call, [row.id for row in rows if row.id > after])
+            case fx.ReadOld(call, before_s):
+                return ev.IdsRead(call, [row.id for row in rows if 0 < row.finished_s < before_s])
+        raise AssertionError(effect)
 
 
 class World:
@@ -61,7 +106,12 @@ class World:
         self.links: set[tuple[int, int]] = set()
         self.work: Work = lambda begin: None
         self.holds_commits = False
+        self.is_founder = True
+        self.last_reply: object = None
         self.replies: dict[int, object] = {}
+        self.durability: dict[int, str] = {}
+        self.announced: list[tuple[int, fx.AnnounceNode]] = []
+        self.superseded: list[tuple[int, fx.Superseded]] = []
         self.started: list[tuple[int, fx.Begin]] = []
         self.sent: list[tuple[int, int, msg.Message]] = []
         self.logs: list[fx.Log] = []
@@ -87,12 +137,12 @@ class World:
         node = Node(
             info(node_id, *roles, boot=boot), Random(node_id * 1000 + boot),
             settings if "scheduler" in roles else None, offered if "worker" in roles else None,
+            is_founder=self.is_founder,
         )  # fmt: skip
         host = self.hosts[node_id] = make(node)
         node.handle(ev.ClockRead(self.utc_offset_s), self.now)
         if "scheduler" in roles:
-            unfinished = [row for row in host.rows.values() if row.state < TaskState.SUCCEEDED]
-            node.handle(ev.Loaded(host.term, unfinished, list(host.node_rows.values())), self.now)
+            node.handle(host.loaded(), self.now)
         if "worker" in roles:
             node.handle(self._journal_of(host), self.now)
         for other in list(self.hosts):
@@ -168,9 +218,25 @@ class World:
         def make(fresh: Node) -> Host:
             host = Host(fresh)
             host.rows, host.node_rows, host.term, host.journal = old.rows, old.node_rows, old.term, old.journal
+            host.seen, host.last_purge = old.seen, old.last_purge
             return host
 
         return self._boot(node.info.node_id, node.info.roles, settings, offered, make, node.info.boot + 1)
+
+    def wipe(self, node_id: int) -> Host:
+        """Start again on an empty disk; nobody says that it has just made the cluster's key."""
+        node = self.hosts[node_id].node
+        settings = node.scheduler.settings if node.scheduler is not None else SchedulerSettings()
+        self.is_founder = False
+        try:
+            return self._boot(node_id, node.info.roles, settings, OFFER, Host, node.info.boot + 1)
+        finally:
+            self.is_founder = True
+
+    def fresh_id(self) -> bytes:
+        """The id of a new task."""
+        self._ids += 1
+        return UUID(int=self._ids).bytes
 
     # -- Time ----------------------------------------------------------------------------------------------------------
 
@@ -219,8 +285,15 @@ class World:
                 host.held_commits.append(effect)
                 if not self.holds_commits:
                     self.commit(node_id)
-            case fx.Reply(call, answer):
+            case fx.Reply(call, answer, durability):
                 self.replies[call] = answer
+                self.durability[call] = durability
+            case fx.ReadUnfinished() | fx.ReadLacking() | fx.ReadRows() | fx.ReadIds() | fx.ReadOld():
+                self.post(node_id, host.read(effect))
+            case fx.AnnounceNode():
+                self.announced.append((node_id, effect))
+            case fx.Superseded():
+                self.superseded.append((node_id, effect))
             case fx.Start(attempts):
                 for begin in attempts:
                     self._begin(node_id, host, begin)
@@ -275,10 +348,7 @@ class World:
         """Submit tasks at the leader; returns their ids."""
         spec = TaskSpec(type, argv=("true",), submitted_s=self.utc, **options)  # type: ignore[arg-type]
         encoded = encode(spec)
-        ids = []
-        for _ in range(count):
-            self._ids += 1
-            ids.append(UUID(int=self._ids).bytes)
+        ids = [self.fresh_id() for _ in range(count)]
         tasks = [ev.NewTask(task_id, spec, encoded) for task_id in ids]
         self.ask(lambda call: ev.Submitted(call, tasks))
         return ids

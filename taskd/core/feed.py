@@ -1,0 +1,280 @@
+"""The leader's standbys: brings each up to date, streams every commit to them, and knows who holds a copy.
+
+    MERGING ──it gave what we lacked──▶ CATCHING_UP ──its first word after the last page──▶ IN_SYNC
+
+While one is in sync, nothing is promised that no standby has. When the last is gone, promises wait a moment for it to
+come back, and then do without, which is said in every answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from msgspec import Struct
+
+from taskd.core.deadlines import Deadlines
+from taskd.core.effects import AnnounceNode, Commit, Effect, Log, Send
+from taskd.core.giver import PAGE_BYTES, Giver
+from taskd.core.merger import Merger
+from taskd.core.outbox import Outbox
+from taskd.core.seen import Seen
+from taskd.core.settings import SchedulerSettings
+from taskd.protocol import messages as msg
+
+FLAP_KEPT_S = 3600.0
+HAND_OVER_WAIT_MAX_S = 600.0
+PART_ROWS = 2000
+
+
+class Stage(Enum):
+    """How far a standby is."""
+
+    MERGING = "merging"
+    CATCHING_UP = "catching_up"
+    IN_SYNC = "in_sync"
+    STALLED = "stalled"  # connected, and behind for too long
+
+
+class StandbyView(Struct, frozen=True):
+    """A standby as the leader sees it. `lag_s`: for how long it has been behind."""
+
+    node_id: int
+    stage: str
+    acknowledged_lsn: int
+    lag_commits: int
+    lag_s: float
+
+
+class _Standby:
+    """One attached standby."""
+
+    __slots__ = ("acknowledged", "behind_since", "info", "seen", "since", "stage")
+
+    def __init__(self, info: msg.NodeInfo, seen: Seen, now: float) -> None:
+        self.info = info
+        self.seen = seen
+        self.stage = Stage.MERGING
+        self.acknowledged = 0
+        self.since = now  # it has been in this stage
+        self.behind_since: float | None = None
+
+
+class Feed:
+    """All attached standbys of one reign."""
+
+    def __init__(
+        self,
+        term: msg.Term,
+        settings: SchedulerSettings,
+        outbox: Outbox,
+        giver: Giver,
+        merger: Merger,
+        say: Callable[[Effect], None],
+        merged: Callable[[float], None],
+    ) -> None:
+        self.settings = settings
+        self._term = term
+        self._outbox = outbox
+        self._giver = giver
+        self._merger = merger
+        self._say = say
+        self._merged = merged
+        self._standbys: dict[int, _Standby] = {}
+        self._parts_in_flight: list[msg.Replicate] = []
+        self.last_lsn = 0  # streamed
+        self._progress_at = 0.0  # when a standby last brought us on, or had nothing to do
+        self._timers: Deadlines[str] = Deadlines()
+        self._went: dict[int, list[float]] = {}  # when standbys went away, by node id
+
+    # -- Who is there --------------------------------------------------------------------------------------------------
+
+    def attach(self, node: msg.NodeInfo, message: msg.Attach, now: float) -> None:
+        """A scheduler follows us: first take what we lack, then give what it lacks."""
+        node_id = node.node_id
+        theirs = Seen(message.seen)
+        self._giver.stop(node_id)
+        self._merger.forget(node_id)
+        self._standbys[node_id] = _Standby(node, theirs, now)
+        self._check_copies(now)
+        if self._outbox.seen.covers_all(theirs):
+            self._catch_up(node_id, now)
+            return
+        self._merger.expect(node_id, self._term, lambda now: self._gave(node_id, now))
+        self._say(Send(node_id, msg.Wanted(self._term, self._outbox.seen.dots())))
+
+    def _gave(self, node_id: int, now: float) -> None:
+        self._merged(now)
+        if node_id in self._standbys:
+            self._catch_up(node_id, now)
+
+    def _catch_up(self, node_id: int, now: float) -> None:
+        standby = self._standbys[node_id]
+        standby.stage, standby.since = Stage.CATCHING_UP, now
+        # The commit on its way to the disk is in no page yet and was streamed before this standby was here.
+        for part in self._parts_in_flight:
+            self._say(Send(node_id, part))
+        self._giver.start(node_id, self._term, standby.seen, names_purged=True)
+
+    def gone(self, node_id: int, now: float, *, is_orderly: bool) -> None:
+        """A standby's connection is gone."""
+        standby = self._standbys.pop(node_id, None)
+        if standby is None:
+            return
+        self._giver.stop(node_id)
+        self._merger.forget(node_id)
+        if not is_orderly:
+            self._went.setdefault(node_id, []).append(now)
+        self._check_copies(now, may_wait=not is_orderly)
+
+    @property
+    def in_sync(self) -> list[int]:
+        """Node ids of those that hold everything, lowest first."""
+        return sorted(node_id for node_id, standby in self._standbys.items() if standby.stage is Stage.IN_SYNC)
+
+    def is_level(self, node_id: int) -> bool:
+        """Whether a standby holds everything that was decided so far."""
+        standby = self._standbys.get(node_id)
+        return standby is not None and standby.stage is Stage.IN_SYNC and standby.acknowledged >= self.last_lsn
+
+    def views(self, now: float) -> list[StandbyView]:
+        """All attached ones."""
+        return [
+            StandbyView(
+                node_id,
+                standby.stage.value,
+                standby.acknowledged,
+                max(0, self.last_lsn - standby.acknowledged) if standby.stage is not Stage.CATCHING_UP else 0,
+                now - standby.behind_since if standby.behind_since is not None else 0.0,
+            )
+            for node_id, standby in sorted(self._standbys.items())
+        ]
+
+    # -- The stream ----------------------------------------------------------------------------------------------------
+
+    def stream(self, commit: Commit, lsn: int, now: float) -> None:
+        """A commit of ours is on its way to the disk: have the standbys write it at the same time."""
+        parts = self._parts_in_flight = _parts(self._term, commit, lsn)
+        self.last_lsn = lsn
+        for node_id, standby in self._standbys.items():
+            if standby.stage is Stage.MERGING:
+                continue
+            for part in parts:
+                self._say(Send(node_id, part))
+            if standby.behind_since is None:
+                standby.behind_since = now
+        if self._outbox.needs_copy and self._timers.get("stall") is None:
+            self._progress_at = now
+            self._timers.set("stall", now + 2 * self.settings.standby_grace_s)
+
+    def committed(self) -> None:
+        """The commit on its way to the disk has arrived: pages that begin now show it."""
+        self._parts_in_flight = []
+
+    def replicated(self, sender: int, message: msg.Replicated, now: float) -> list[Effect]:
+        """A standby holds everything up to a commit; returns what waited for that."""
+        standby = self._standbys.get(sender)
+        if standby is None or message.term != self._term or standby.stage is Stage.MERGING:
+            return []
+        standby.acknowledged = max(standby.acknowledged, message.lsn)
+        is_level = standby.acknowledged >= self.last_lsn
+        standby.behind_since = None if is_level else now
+        if standby.stage is Stage.CATCHING_UP or (standby.stage is Stage.STALLED and is_level):
+            is_new = standby.stage is Stage.CATCHING_UP
+            standby.stage, standby.since = Stage.IN_SYNC, now
+            self._log("info", "standby in sync", node=standby.info.name, lsn=message.lsn)
+            if is_new:
+                self._say(AnnounceNode("standby.in_sync", sender, standby.info.name))
+            self._check_copies(now)
+        if standby.stage is not Stage.IN_SYNC:
+            return []
+        self._progress_at = now
+        if is_level:
+            self._timers.clear("stall")
+        else:
+            self._timers.set("stall", now + 2 * self.settings.standby_grace_s)
+        return self._outbox.copied(message.lsn)
+
+    # -- Durability ----------------------------------------------------------------------------------------------------
+
+    def _check_copies(self, now: float, *, may_wait: bool = True) -> None:
+        """Whether promises wait for standbys: while one is in sync, and a moment longer."""
+        self._outbox.refuses_local = self.settings.min_replicas > 0
+        if self.in_sync:
+            self._timers.clear("lonely")
+            if not self._outbox.needs_copy:
+                self._outbox.needs_copy = True
+                self._progress_at = now
+                self._say(
+                    AnnounceNode("durability.replicated", self._term.node_id, "a standby keeps a copy of everything")
+                )
+        elif self._outbox.needs_copy:
+            self._timers.clear("stall")
+            waited_s = now - self._progress_at if self._outbox.lag else 0.0
+            grace_s = max(0.0, self.settings.standby_grace_s - waited_s) if may_wait else 0.0
+            self._timers.set("lonely", now + grace_s)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due; returns what waited for a copy and does so no more."""
+        released: list[Effect] = []
+        for timer in self._timers.pop_due(now):
+            if timer == "stall":
+                self._give_up_stalled(now)
+            elif timer == "lonely" and not self.in_sync:
+                text = "no standby keeps a copy any more: what is accepted from now on is on this machine's disk alone"
+                self._log("warning", "durability is local", reason=text)
+                self._say(AnnounceNode("durability.local", self._term.node_id, text))
+                released += self._outbox.do_without_copies()
+        return released
+
+    def _give_up_stalled(self, now: float) -> None:
+        for standby in self._standbys.values():
+            if standby.stage is Stage.IN_SYNC and standby.acknowledged < self.last_lsn:
+                standby.stage, standby.since = Stage.STALLED, now
+                self._log("warning", "standby does not keep up", node=standby.info.name)
+        self._check_copies(now)
+
+    def next_deadline(self, now: float) -> float | None:
+        """When tick has something to do, or hand_over_to may change."""
+        lower = [self._well_at(node_id) for node_id in self._standbys if node_id < self._term.node_id]
+        due = [time for time in lower if now < time < float("inf")]
+        timer = self._timers.next()
+        return min(due if timer is None else (*due, timer), default=None)
+
+    # -- Hand-over -----------------------------------------------------------------------------------------------------
+
+    def hand_over_to(self, now: float) -> int | None:
+        """A standby with a lower id that has been well for long enough; None: there is none."""
+        for node_id in self.in_sync:
+            if node_id < self._term.node_id and now >= self._well_at(node_id):
+                return node_id
+        return None
+
+    def _well_at(self, node_id: int) -> float:
+        """When a standby may lead: each time that it went away lately doubles the wait."""
+        standby = self._standbys[node_id]
+        if standby.stage is not Stage.IN_SYNC:
+            return float("inf")
+        times = [time for time in self._went.get(node_id, ()) if time > standby.since - FLAP_KEPT_S]
+        wait_s = self.settings.hand_over_after_s
+        return standby.since + min(wait_s * 2.0 ** min(len(times), 30), max(HAND_OVER_WAIT_MAX_S, wait_s))
+
+    def _log(self, level: str, event: str, **fields: object) -> None:
+        self._say(Log(level, event, fields))
+
+
+def _parts(term: msg.Term, commit: Commit, lsn: int) -> list[msg.Replicate]:
+    """A commit as messages, each far below a frame."""
+    rows = [*commit.inserted, *commit.updated]
+    parts: list[msg.Replicate] = []
+    start = size = 0
+    for position, row in enumerate(rows):
+        size += len(row.spec) + len(row.record)
+        if position > start and (size > PAGE_BYTES or position - start >= PART_ROWS):
+            parts.append(msg.Replicate(term, lsn, tuple(rows[start:position]), (), (), (), is_last=False))
+            start, size = position, len(row.spec) + len(row.record)
+    others = tuple(dot for dot in commit.seen if dot.term != term)
+    parts.append(
+        msg.Replicate(term, lsn, tuple(rows[start:]), tuple(commit.nodes), tuple(commit.purged), others, is_last=True)
+    )
+    return parts

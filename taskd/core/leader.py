@@ -1,0 +1,371 @@
+"""The leader: takes submissions, hands attempts to workers, hears how they ended. Made by a claim, dropped at its end.
+
+What becomes of a task is decided in ledger.py, which worker it gets in placement.py, who leads in election.py. This
+file ties them to the messages of workers. Placement happens once a turn, in settle(), for all that the turn brought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+from taskd.core import events as ev
+from taskd.core.adoption import Adoption
+from taskd.core.deadlines import Deadlines
+from taskd.core.effects import AnnounceNode, Effect, Log, ReadOld, Reply, Send
+from taskd.core.late import LateResults
+from taskd.core.ledger import Ledger
+from taskd.core.outbox import Outbox
+from taskd.core.placement import misplaced, place
+from taskd.core.reads import Reads
+from taskd.core.roster import Roster, Worker
+from taskd.core.settings import SchedulerSettings
+from taskd.core.stats import Stats
+from taskd.core.task import Task
+from taskd.errors import NotFound, Overloaded
+from taskd.protocol import messages as msg
+
+RUN_BYTES_MAX = 1 << 20  # Of specs in one Run message: far below a frame, so that no worker waits long for the first.
+AWAIT_WORKERS_S = 2.0  # A new leader waits so long for connected workers to say what they run already.
+PURGE_S = 60.0
+
+
+class Leader:
+    """One reign. `utc` turns the monotonic `now` of events into UTC; `say` does at once what promises nothing."""
+
+    def __init__(
+        self,
+        term: msg.Term,
+        settings: SchedulerSettings,
+        outbox: Outbox,
+        reads: Reads,
+        stats: Stats,
+        random: Random,
+        utc: Callable[[float], float],
+        connected: Mapping[int, msg.NodeInfo],
+        say: Callable[[Effect], None],
+        remember: Callable[[msg.NodeRow], None],
+    ) -> None:
+        self.term = term
+        self.settings = settings
+        self.outbox = outbox
+        self.stats = stats
+        self.ledger = Ledger(outbox, stats, random, settings.crash_limit)
+        self.roster = Roster()
+        self.utc = utc
+        self._reads = reads
+        self._connected = connected
+        self._say = say
+        self._write_node = remember
+        self.adoption = Adoption(self.ledger, self.roster, outbox, utc)
+        self._late = LateResults(self.ledger, outbox, reads, stats)
+        self._grace: Deadlines[int] = Deadlines()  # by worker: its open attempts are lost then
+        self._timers: Deadlines[str] = Deadlines()
+        self._awaited: dict[int, None] = {}  # connected workers that have not registered yet
+        self._unplaced = False  # something changed since the last placement
+        self._acknowledged: dict[int, list[msg.AttemptKey]] = {}
+        self.is_stopping = False
+        self.is_merging: Callable[[], bool] = lambda: False
+
+    # -- The begin of a reign ------------------------------------------------------------------------------------------
+
+    def load(self, rows: list[msg.TaskRow], now: float) -> None:
+        """Take in unfinished tasks. Open attempts wait for their workers to come back."""
+        for task in self.ledger.load(rows, self.utc(now)):
+            worker = self.roster.known(task.record.attempts[-1].worker)
+            assert task.shape is not None
+            worker.give(task, task.shape)
+
+    def begin(self, now: float) -> None:
+        """Everything is loaded: decide from now on."""
+        for worker in self.roster:
+            if worker.assigned:
+                self._grace.set(worker.node_id, now + self.settings.restart_grace_s)
+        self._awaited = {node_id: None for node_id, node in self._connected.items() if "worker" in node.roles}
+        if self._awaited:
+            self._timers.set("await", now + AWAIT_WORKERS_S)
+        self._timers.set("purge", now + PURGE_S)
+        self._unplaced = True
+
+    def _arrived(self, node_id: int) -> None:
+        self._awaited.pop(node_id, None)
+
+    # -- Peers ---------------------------------------------------------------------------------------------------------
+
+    def on_peer_down(self, event: ev.PeerDown, now: float) -> None:
+        """A connection is gone. What a worker ran may go on there: wait for it, unless it said goodbye."""
+        self._arrived(event.node_id)
+        worker = self.roster.get(event.node_id)
+        if worker is None or not worker.is_here:
+            return
+        worker.leaves(self.utc(now))
+        self._remember(worker)
+        self.outbox.then(AnnounceNode("node.lost", worker.node_id, event.reason))
+        if event.is_orderly:
+            self._log("info", "worker left", worker=worker.name, reason=event.reason)
+            self._lose_all(worker, "its worker stopped", "worker_stopped", now)
+        else:
+            self._log("warning", "worker lost", worker=worker.name, reason=event.reason, open=len(worker.assigned))
+            self._grace.set(worker.node_id, now + self.settings.worker_grace_s)
+
+    def _lose_all(self, worker: Worker, reason: str, cause: str, now: float) -> None:
+        for task in list(worker.assigned.values()):
+            worker.release(task)
+            self.ledger.lose(task, reason, cause, self.utc(now))
+        self._unplaced = True
+
+    # -- Workers' messages ---------------------------------------------------------------------------------------------
+
+    def on_register(self, sender: int, message: msg.Register, now: float) -> None:
+        """A worker brings its whole state. What it does not hold any more was lost; what is not wanted is cancelled."""
+        term = self.term
+        self._arrived(sender)
+        worker = self.roster.known(sender)
+        worker.arrives(self._connected[sender], message.offer, self.utc(now))
+        self._grace.clear(sender)
+        self._remember(worker)
+        self.outbox.then(Send(sender, msg.Registered(term)))
+        here = {*message.held, *message.unacknowledged}
+        for task in list(worker.assigned.values()):
+            task.run_number, task.is_recalled = 0, False  # Of an earlier connection.
+            if task.key not in here:
+                worker.release(task)
+                self.ledger.lose(task, "its worker no longer has it", "worker_restarted", self.utc(now))
+        unwanted = self.adoption.sort_out(worker, message.held, now)
+        if unwanted:
+            self.outbox.then(Send(sender, msg.Cancel(term, tuple(unwanted))))
+        if worker.drain_reason is not None:
+            self._recall(worker, worker.not_begun)
+        self._log("info", "worker registered", worker=worker.name, node=sender, slots=message.offer.slots)
+        self.outbox.then(AnnounceNode("node.up", sender, worker.name))
+        self._unplaced = True
+
+    def on_offering(self, sender: int, message: msg.Offering, now: float) -> None:
+        """A worker offers something else from now on."""
+        worker = self._registered(sender)
+        if worker is not None:
+            worker.takes(message.offer)
+            self._unplaced = True
+
+    def on_inventory(self, sender: int, message: msg.Inventory, now: float) -> None:
+        """Everything a worker holds: an attempt that it was sent and does not know is lost."""
+        worker = self._registered(sender)
+        if worker is None:
+            return
+        here = set(message.keys)
+        for task in list(worker.assigned.values()):
+            if task.run_number <= message.runs_seen and task.key not in here:
+                worker.release(task)
+                self.ledger.lose(task, "its worker no longer has it", "worker_forgot", self.utc(now))
+                self._unplaced = True
+
+    def on_started(self, sender: int, message: msg.Started, now: float) -> None:
+        """Attempts have begun."""
+        now_s = self.utc(now)
+        for started in message.attempts:
+            self.ledger.started(started, now_s)
+
+    def on_finished(self, sender: int, message: msg.Finished, now: float) -> None:
+        """Attempts have ended. All that we can judge are acknowledged, once what they changed is durable."""
+        if self._registered(sender) is None:
+            return  # It registers again and sends them again.
+        now_s = self.utc(now)
+        acknowledged = self._acknowledged.setdefault(sender, [])
+        late: list[msg.AttemptEnded] = []
+        for ended in message.attempts:
+            task = self.ledger.current(ended.key)
+            if task is None:
+                late.append(ended)
+                continue
+            # Mostly the sender; another where a worker came back under another node id.
+            self.roster.known(task.record.attempts[-1].worker).release(task)
+            self.ledger.ended(task, ended, now_s)
+            acknowledged.append(ended.key)
+        if late:
+            acknowledged += self._late.take(sender, late, now_s, self._call_off, self._acknowledge)
+        self._unplaced = True
+
+    def _call_off(self, worker_id: int, task: Task, key: msg.AttemptKey) -> None:
+        """An attempt is needed no more: another one of its task has succeeded."""
+        worker = self.roster.known(worker_id)
+        worker.release(task)
+        if worker.is_here:
+            self.outbox.then(Send(worker_id, msg.Cancel(self.term, (key,))))
+
+    def _acknowledge(self, worker_id: int, keys: list[msg.AttemptKey]) -> None:
+        self._acknowledged.setdefault(worker_id, []).extend(keys)
+
+    def _registered(self, node_id: int) -> Worker | None:
+        worker = self.roster.get(node_id)
+        return worker if worker is not None and worker.is_here else None
+
+    # -- Clients -------------------------------------------------------------------------------------------------------
+
+    def on_submitted(self, event: ev.Submitted, now: float) -> None:
+        """Take all tasks of a submission, or none."""
+        if len(self.ledger.tasks) + len(event.tasks) > self.settings.queued_max:
+            text = f"{len(self.ledger.tasks)} tasks are unfinished already, of at most {self.settings.queued_max}"
+            self.outbox.then(Reply(event.call, Overloaded(text + "; try again later")))
+            return
+        now_s = self.utc(now)
+        accept = self.ledger.accept
+        known = [new.id for new in event.tasks if not accept(new, now_s)]
+        self.outbox.then(Reply(event.call, known, promises=True))
+        self._unplaced = True
+
+    def on_cancel_wanted(self, event: ev.CancelWanted, now: float) -> None:
+        """Cancel what is unfinished."""
+        found = []
+        by_worker: dict[int, list[msg.AttemptKey]] = {}
+        for task_id in event.ids:
+            task = self.ledger.tasks.get(task_id)
+            if task is None:
+                continue
+            found.append(task_id)
+            is_new = not task.record.cancel_wanted
+            self.ledger.cancel(task, self.utc(now))
+            if is_new and task.key is not None:
+                by_worker.setdefault(task.record.attempts[-1].worker, []).append(task.key)
+        for node_id, keys in by_worker.items():
+            if self._registered(node_id) is not None:
+                self.outbox.then(Send(node_id, msg.Cancel(self.term, tuple(keys))))
+        self.outbox.then(Reply(event.call, found))
+
+    def on_drain_wanted(self, event: ev.DrainWanted, now: float) -> None:
+        """Give a worker nothing new and take back what it has not begun; or use it again."""
+        worker = self.roster.get(event.node_id)
+        if worker is None:
+            self.outbox.then(Reply(event.call, NotFound(f"no worker has the node id {event.node_id}")))
+            return
+        worker.drain(event.reason)
+        self._remember(worker)
+        if event.reason is not None:
+            self._recall(worker, worker.not_begun)
+        self.outbox.then(Reply(event.call, None))
+        kind = "node.resumed" if event.reason is None else "node.drained"
+        self.outbox.then(AnnounceNode(kind, worker.node_id, event.reason or ""))
+        self._unplaced = True
+
+    def _remember(self, worker: Worker) -> None:
+        roles: tuple[msg.Role, ...] = worker.info.roles if worker.info is not None else ("worker",)
+        self._write_node(msg.NodeRow(worker.node_id, worker.name, roles, worker.drain_reason, worker.seen_s))
+
+    def on_settings_changed(self, settings: SchedulerSettings) -> None:
+        """The operator has changed what may be changed while running."""
+        self.settings = settings
+        self.ledger.queue.ask_all_again()
+        self._unplaced = True
+
+    # -- What other leaders have decided -------------------------------------------------------------------------------
+
+    def merged(self, now: float) -> None:
+        """Another scheduler has given us everything that we lacked: judge what workers run for it."""
+        for worker in self.roster:
+            unwanted = self.adoption.sort_out(worker, tuple(worker.foreign), now)
+            if unwanted and worker.is_here:
+                self.outbox.then(Send(worker.node_id, msg.Cancel(self.term, tuple(unwanted))))
+        self._unplaced = True
+
+    # -- Placing -------------------------------------------------------------------------------------------------------
+
+    def settle(self, now: float) -> None:
+        """At the end of a turn: acknowledge what came, do what is due, and hand out what fits."""
+        for node_id, keys in self._acknowledged.items():
+            if keys:
+                self.outbox.then(Send(node_id, msg.Acknowledged(self.term, tuple(keys))))
+        self._acknowledged.clear()
+        # Before anything is handed out: what has just expired must not begin.
+        calendar_s, now_s = self.ledger.next_deadline_s(), self.utc(now)
+        if calendar_s is not None and calendar_s <= now_s:
+            self.ledger.tick(now_s)
+            self._unplaced = True
+        if not self._unplaced or self.is_stopping or self._awaited:
+            return
+        self._unplaced = False
+        if len(self.ledger.queue):
+            self._place(self.term, now)
+        if not len(self.ledger.queue):
+            # With nothing queued, work that waits at one worker while another could begin it is taken back.
+            for worker, tasks in misplaced(self.roster):
+                self._recall(worker, tasks)
+
+    def _place(self, term: msg.Term, now: float) -> None:
+        now_s = self.utc(now)
+        settings = self.settings
+        runs: dict[int, list[msg.Assignment]] = {}
+        sizes: dict[int, int] = {}
+        begin = self.ledger.begin
+        for task, worker in place(self.ledger.queue, self.roster, settings.prefetch_s, settings.prefetch_max):
+            node_id = worker.node_id
+            key = begin(task, node_id, now_s)
+            batch = runs.get(node_id)
+            if batch is None:
+                batch = runs[node_id] = []
+                sizes[node_id] = 0
+            task.run_number = worker.runs_sent + 1
+            batch.append(msg.Assignment(key, task.spec_bytes))
+            sizes[node_id] += len(task.spec_bytes)
+            if sizes[node_id] > RUN_BYTES_MAX:
+                self._send_run(worker, term, runs.pop(node_id))
+        for node_id, batch in runs.items():
+            self._send_run(self.roster.known(node_id), term, batch)
+
+    def _send_run(self, worker: Worker, term: msg.Term, batch: list[msg.Assignment]) -> None:
+        worker.runs_sent += 1
+        self.outbox.then(Send(worker.node_id, msg.Run(term, tuple(batch))))
+
+    def _recall(self, worker: Worker, tasks: list[Task]) -> None:
+        if not tasks or not worker.is_here:
+            return
+        for task in tasks:
+            task.is_recalled = True
+        keys = tuple(task.key for task in tasks if task.key is not None)
+        self.outbox.then(Send(worker.node_id, msg.Recall(self.term, keys)))
+
+    # -- Time ----------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self, now: float, utc_offset_s: float) -> float | None:
+        """When tick has something to do, monotonic."""
+        calendar_s = self.ledger.next_deadline_s()
+        due = (
+            self._grace.next(), self._timers.next(), None if calendar_s is None else calendar_s - utc_offset_s,
+        )  # fmt: skip
+        return min((time for time in due if time is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for timer in self._timers.pop_due(now):
+            if timer == "await":
+                self._awaited.clear()
+                self._unplaced = True
+            else:
+                self._purge(now)
+        for node_id in self._grace.pop_due(now):
+            worker = self.roster.known(node_id)
+            self._log("warning", "worker given up", worker=worker.name, open=len(worker.assigned))
+            self._lose_all(worker, "its worker is gone", "worker_lost", now)
+
+    def _purge(self, now: float) -> None:
+        """Have finished tasks removed that are old enough."""
+        self._timers.set("purge", now + PURGE_S)
+        if not self.settings.finished_age_max_s or self.is_merging():
+            return
+
+        def found(event: ev.IdsRead, now: float) -> None:
+            # While another's tasks come in, what we compared them with must stay.
+            ids = [task_id for task_id in event.ids if task_id not in self.ledger.tasks and task_id not in self.outbox]
+            if ids and not self.is_merging():
+                self.outbox.purge(ids)
+                if event.after is not None:
+                    self._timers.set("purge", now + 1.0)
+
+        before_s = self.utc(now) - self.settings.finished_age_max_s
+        self._reads.ask(lambda call: ReadOld(call, before_s), found)
+
+    def gives_up_s(self, node_id: int) -> float | None:
+        """When the attempts of a worker that is away count as lost, UTC."""
+        due = self._grace.get(node_id)
+        return None if due is None else self.utc(due)
+
+    def _log(self, level: str, event: str, **fields: object) -> None:
+        self.outbox.then(Log(level, event, fields))

@@ -1,0 +1,172 @@
+"""Takes in the rows that another scheduler has and we lack: while we claim, and while we lead.
+
+Histories are joined, never overwritten. A row that the other one made knowing ours replaces it; where each knows
+something that the other does not, both are joined; one that we lack although we have seen how it was accepted was
+purged and stays away. Pages are taken one at a time, so that each is compared with everything that came before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from taskd.core.effects import Log, ReadRows, Send, Superseded
+from taskd.core.events import RowsRead
+from taskd.core.join import Joined, join, same
+from taskd.core.outbox import Continue, Outbox
+from taskd.core.reads import Reads
+from taskd.core.seen import Seen
+from taskd.core.task import TaskState, decode_record, encode
+from taskd.protocol.messages import Dot, NodeRow, Page, PageTaken, TaskRow, Term
+
+
+class Target(Protocol):
+    """Where the rows go while we lead: the tasks in memory, and our own commits."""
+
+    def has(self, task_id: bytes) -> bool: ...
+    def current(self, task_id: bytes) -> TaskRow: ...
+    def adopt(self, row: TaskRow, *, is_new: bool, now: float) -> None: ...
+
+
+class Merger:
+    """Pages that come in from others, each sender's until its last one."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        reads: Reads,
+        learn_node: Callable[[NodeRow], None],
+        target: Target | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._reads = reads
+        self._learn_node = learn_node
+        self._target = target  # None: we do not lead yet, and rows go to the disk as they are
+        self._expected: dict[int, tuple[Term, int, Callable[[float], None]]] = {}
+        self._pages: deque[tuple[int, Page]] = deque()
+        self._is_busy = False
+        self._is_over = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody's pages are still to come."""
+        return bool(self._expected)
+
+    def expect(self, sender: int, term: Term, on_done: Callable[[float], None]) -> None:
+        """Take pages of `term` from `sender`; when the last is durable, `on_done` is told."""
+        self._expected[sender] = (term, 1, on_done)
+
+    def forget(self, sender: int) -> None:
+        """It is gone: what it gave stays, the rest does not come."""
+        self._expected.pop(sender, None)
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._is_over = True
+        self._expected.clear()
+        self._pages.clear()
+
+    def page(self, sender: int, page: Page, now: float) -> bool:
+        """A page came; False where none was expected."""
+        expected = self._expected.get(sender)
+        if expected is None or expected[0] != page.term or page.number != expected[1]:
+            return False
+        self._expected[sender] = (expected[0], page.number + 1, expected[2])
+        self._pages.append((sender, page))
+        self._next(now)
+        return True
+
+    def _next(self, now: float) -> None:
+        if self._is_busy or not self._pages:
+            return
+        self._is_busy = True
+        sender, page = self._pages.popleft()
+        self._compare(sender, page, list(page.rows), now)
+
+    def _compare(self, sender: int, page: Page, rows: list[TaskRow], now: float) -> None:
+        target = self._target
+        ids = [row.id for row in rows if target is None or not target.has(row.id)]
+        if not ids:
+            self._take(sender, page, rows, {}, now)
+            return
+
+        def found(event: RowsRead, now: float) -> None:
+            self._take(sender, page, rows, {row.id: row for row in event.rows}, now)
+
+        # Everything of ours first: only what is durable can be read.
+        self._outbox.then(Continue(lambda now: self._reads.ask(lambda call: ReadRows(call, ids), found)))
+
+    def _take(self, sender: int, page: Page, rows: list[TaskRow], found: dict[bytes, TaskRow], now: float) -> None:
+        if self._is_over:
+            return
+        theirs = Seen(page.seen)
+        target = self._target
+        changed: list[TaskRow] = []
+        for row in rows:
+            if target is not None and target.has(row.id):
+                self._merge(row, target.current(row.id), theirs, now)
+            elif row.id in self._outbox:
+                changed.append(row)  # It has changed while we read: read again.
+            else:
+                self._merge(row, found.get(row.id), theirs, now)
+        if changed:
+            self._compare(sender, page, changed, now)
+            return
+        for node in page.nodes:
+            self._learn_node(node)
+        if page.is_last:
+            self._outbox.see(page.seen)
+        self._outbox.then(Send(sender, PageTaken(page.term, page.number)))
+        if page.is_last and (expected := self._expected.get(sender)) is not None:
+            self._outbox.then(Continue(lambda now: self._done(sender, expected[2], now)))
+        self._is_busy = False
+        self._next(now)
+
+    def _done(self, sender: int, on_done: Callable[[float], None], now: float) -> None:
+        if not self._is_over and self._expected.pop(sender, None) is not None:
+            on_done(now)
+
+    # -- One row -------------------------------------------------------------------------------------------------------
+
+    def _merge(self, row: TaskRow, mine: TaskRow | None, theirs: Seen, now: float) -> None:
+        if mine is None:
+            accepted = decode_record(row.record).accepted
+            if accepted is None or not self._outbox.seen.covers(accepted):
+                self._write(row, None, now)
+        elif mine.dot == row.dot or self._outbox.seen.covers(row.dot):
+            pass  # Ours knows theirs.
+        elif self._target is None and theirs.covers(mine.dot):
+            self._write(row, mine, now)
+        else:
+            joined = join(mine, row)
+            if not same(mine, joined):
+                self._write(_joined_row(mine, joined, self._dot), mine, now)
+
+    @property
+    def _dot(self) -> Dot:
+        return Dot(self._outbox.term, self._outbox.lsn)
+
+    def _write(self, row: TaskRow, mine: TaskRow | None, now: float) -> None:
+        if mine is not None and mine.state >= TaskState.SUCCEEDED and _decided(mine) != _decided(row):
+            before, after = TaskState(mine.state), TaskState(row.state)
+            self._outbox.then(Superseded(row.id, before, after))
+            fields: dict[str, object] = {"task": row.id.hex(), "before": before.word, "after": after.word}
+            self._outbox.then(Log("warning", "a result was superseded by one of another leader", fields))
+        if self._target is not None:
+            self._target.adopt(row, is_new=mine is None, now=now)
+        else:
+            self._outbox.take([row])
+
+
+def _decided(row: TaskRow) -> Dot | None:
+    return decode_record(row.record).decided
+
+
+def _joined_row(mine: TaskRow, joined: Joined, dot: Dot) -> TaskRow:
+    term = dot.term
+    return TaskRow(
+        mine.id, int(joined.state), mine.priority, mine.queue, mine.type, mine.name, mine.owner, mine.submitted_s,
+        joined.changed_s, joined.finished_s, term.epoch, term.node_id, term.boot, dot.lsn, mine.spec,
+        encode(joined.record),
+    )  # fmt: skip

@@ -1,0 +1,274 @@
+"""Several schedulers: who leads, what a standby holds, what becomes of tasks when leaders come and go."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskd.core import effects as fx
+from taskd.core import events as ev
+from taskd.core.settings import SchedulerSettings
+from taskd.core.task import Outcome, TaskSpec, TaskState, decode_record, encode
+from taskd.errors import NoLeader, Unavailable
+from taskd.protocol import messages as msg
+from tests.core.world import World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def cluster(world: World, schedulers: int = 2, workers: int = 1, **options: object) -> World:
+    """Schedulers 1, 2, … of which 1 leads, and workers 11, 12, …; everything in sync."""
+    settings = SchedulerSettings(**options)  # type: ignore[arg-type]
+    for number in range(schedulers):
+        world.add(1 + number, "scheduler", settings=settings)
+    for number in range(workers):
+        world.add(11 + number, "worker")
+    world.run(2.0)
+    assert leaders(world) == [1]
+    return world
+
+
+def leaders(world: World) -> list[int]:
+    return [
+        node_id
+        for node_id, host in world.hosts.items()
+        if host.exited is None and host.node.scheduler is not None and host.node.scheduler.leads
+    ]
+
+
+def submit(world: World, node_id: int, count: int = 1, **options: object) -> list[bytes]:
+    """Submit at a certain scheduler; returns the ids."""
+    spec = TaskSpec("command", argv=("true",), submitted_s=world.utc, **options)  # type: ignore[arg-type]
+    ids = [world.fresh_id() for _ in range(count)]
+    world.last_reply = world.ask(
+        lambda call: ev.Submitted(call, [ev.NewTask(task_id, spec, encode(spec)) for task_id in ids]), node_id
+    )
+    return ids
+
+
+def states(world: World, node_id: int, ids: list[bytes]) -> list[TaskState]:
+    return [TaskState(world.hosts[node_id].rows[task_id].state) for task_id in ids]
+
+
+def same_rows(world: World, *node_ids: int) -> bool:
+    first, *others = (world.hosts[node_id].rows for node_id in node_ids)
+    return all(other == first for other in others)
+
+
+def test_a_standby_holds_what_is_answered_as_replicated(world: World) -> None:
+    cluster(world)
+    ids = submit(world, 1, 3)
+    assert world.durability[max(world.durability)] == "replicated"
+    assert states(world, 2, ids) == [TaskState.ASSIGNED] * 2 + [TaskState.QUEUED] or states(world, 2, ids)
+    world.run(1.0)
+    assert same_rows(world, 1, 2)
+
+
+def test_without_a_standby_the_answer_says_local(world: World) -> None:
+    cluster(world, schedulers=1)
+    submit(world, 1)
+    assert world.durability[max(world.durability)] == "local"
+
+
+def test_a_standby_refuses_to_decide(world: World) -> None:
+    cluster(world)
+    submit(world, 2)
+    assert isinstance(world.last_reply, NoLeader)
+
+
+def test_the_standby_takes_over_and_running_tasks_go_on(world: World) -> None:
+    cluster(world)
+    (running,) = submit(world, 1)
+    queued = submit(world, 1, 5)
+    world.run(0.1)
+    world.crash(1)
+    world.run(1.0)
+    assert leaders(world) == [2]
+    world.end(running)
+    world.work = lambda begin: Outcome.OK
+    world.run(1.0)
+    for key in [key for host in world.hosts.values() for key in host.running]:
+        world.end(key.task_id)
+    world.run(1.0)
+    assert set(states(world, 2, [running, *queued])) == {TaskState.SUCCEEDED}
+    assert all(len(world.where(task_id)) == 1 for task_id in [running, *queued])
+
+
+def test_the_old_leader_comes_back_as_a_standby_and_leads_again_when_it_is_well(world: World) -> None:
+    cluster(world)
+    world.crash(1)
+    world.run(1.0)
+    ids = submit(world, 2, 4)
+    world.restart(1)
+    world.run(5.0)
+    assert leaders(world) == [2]
+    assert same_rows(world, 1, 2)
+    world.run(20.0)
+    assert leaders(world) == [1]
+    (task,) = submit(world, 1)
+    world.run(1.0)
+    assert same_rows(world, 1, 2)
+    assert set(ids) | {task} <= set(world.hosts[1].rows)
+
+
+def test_a_stopping_leader_hands_over_at_once(world: World) -> None:
+    cluster(world)
+    submit(world, 1, 3)
+    world.post(1, ev.StopWanted(5.0))
+    world.run(0.5)
+    assert world.hosts[1].exited == fx.Exit(0, "stopped")
+    assert leaders(world) == [2]
+
+
+def test_three_schedulers_the_lowest_of_those_left_leads(world: World) -> None:
+    cluster(world, schedulers=3)
+    world.crash(1)
+    world.run(1.0)
+    assert leaders(world) == [2]
+    world.crash(2)
+    world.run(1.0)
+    assert leaders(world) == [3]
+    ids = submit(world, 3, 2)
+    world.restart(2)
+    world.restart(1)
+    world.run(40.0)
+    assert leaders(world) == [1]
+    assert same_rows(world, 1, 2, 3)
+    assert set(ids) <= set(world.hosts[1].rows)
+
+
+def test_nobody_claims_while_a_peer_hears_the_leader(world: World) -> None:
+    cluster(world, schedulers=3)
+    world.cut(1, 2)
+    world.run(5.0)
+    assert leaders(world) == [1]
+    world.connect(1, 2)
+    world.run(1.0)
+    assert leaders(world) == [1]
+
+
+def test_both_sides_of_a_partition_work_and_join_afterwards(world: World) -> None:
+    cluster(world, schedulers=2, workers=2)
+    before = submit(world, 1, 2)
+    world.run(0.1)
+    for one, other in ((1, 2), (1, 12), (2, 11)):
+        world.cut(one, other)
+    world.run(8.0)
+    assert leaders(world) == [1, 2]
+    left, right = submit(world, 1, 2), submit(world, 2, 2)
+    for one, other in ((1, 2), (1, 12), (2, 11)):
+        world.connect(one, other)
+    world.run(30.0)
+    assert leaders(world) == [1]
+    for _ in range(10):
+        for key in [key for host in world.hosts.values() for key in host.running]:
+            world.end(key.task_id)
+        world.run(15.0)
+    assert set(states(world, 1, [*before, *left, *right])) == {TaskState.SUCCEEDED}
+    assert same_rows(world, 1, 2)
+
+
+def test_a_leader_that_stood_still_steps_down_before_it_decides(world: World) -> None:
+    cluster(world)
+    for other in (2, 11):
+        world.cut(1, other)
+    world.run(3.0)
+    assert 2 in leaders(world)
+    world.post(1, ev.Stalled(10.0))
+    submit(world, 1)
+    assert world.last_reply is None
+    world.connect(1, 2)
+    world.connect(1, 11)
+    world.run(0.1)
+    assert leaders(world) == [2]
+    assert isinstance(world.replies[max(world.replies)], NoLeader)
+
+
+def test_an_empty_disk_catches_up_before_it_leads(world: World) -> None:
+    cluster(world, schedulers=2)
+    ids = submit(world, 2 - 1, 30)
+    world.crash(1)
+    world.run(1.0)
+    world.wipe(1)
+    world.run(1.0)
+    assert leaders(world) == [2]
+    world.run(20.0)
+    assert leaders(world) == [1]
+    assert set(ids) <= set(world.hosts[1].rows)
+    assert same_rows(world, 1, 2)
+
+
+def test_the_last_standby_gone_answers_wait_a_moment_and_then_say_local(world: World) -> None:
+    cluster(world)
+    world.crash(2)
+    submit(world, 1)
+    assert world.last_reply is None
+    world.run(3.0)
+    assert world.durability[max(world.durability)] == "local"
+    assert any(effect.kind == "durability.local" for _, effect in world.announced)
+
+
+def test_with_min_replicas_tasks_without_a_copy_are_refused(world: World) -> None:
+    cluster(world, min_replicas=1)
+    world.crash(2)
+    submit(world, 1)
+    world.run(3.0)
+    assert isinstance(world.replies[max(world.replies)], Unavailable)
+    submit(world, 1)
+    assert isinstance(world.last_reply, Unavailable)
+
+
+def test_finished_tasks_are_purged_at_the_standby_too(world: World) -> None:
+    cluster(world, finished_age_max_s=100.0)
+    world.work = lambda begin: Outcome.OK
+    ids = submit(world, 1, 3)
+    world.run(1.0)
+    assert states(world, 2, ids) == [TaskState.SUCCEEDED] * 3
+    world.crash(2)
+    world.run(300.0)
+    assert not world.hosts[1].rows
+    assert world.hosts[2].rows
+    world.restart(2)
+    world.run(5.0)
+    assert not world.hosts[2].rows
+
+
+def test_a_purged_task_does_not_come_back_from_an_old_disk(world: World) -> None:
+    cluster(world, finished_age_max_s=100.0)
+    world.work = lambda begin: Outcome.OK
+    submit(world, 1, 3)
+    world.run(1.0)
+    world.crash(2)
+    world.run(300.0)
+    world.crash(1)
+    world.restart(2)
+    world.run(5.0)
+    assert leaders(world) == [2]
+    world.restart(1)
+    world.run(60.0)
+    assert leaders(world) == [1]
+    world.run(300.0)
+    assert not world.hosts[1].rows
+    assert not world.hosts[2].rows
+
+
+def test_a_success_of_an_attempt_that_was_given_up_decides(world: World) -> None:
+    cluster(world, schedulers=1, workers=2)
+    (task,) = submit(world, 1)
+    worker = world.where(task)[0]
+    world.cut(1, worker)
+    world.run(7.0)
+    assert len(world.where(task)) == 2
+    world.connect(1, worker)
+    world.run(0.1)
+    record = decode_record(world.hosts[1].rows[task].record)
+    assert [attempt.outcome for attempt in record.attempts] == [Outcome.LOST, None]
+
+
+def test_a_worker_tells_schedulers_whom_it_follows(world: World) -> None:
+    cluster(world, schedulers=2)
+    told = [message for source, to, message in world.sent if source == 11 and isinstance(message, msg.Leading)]
+    assert told
+    assert told[-1].term is not None
