@@ -114,7 +114,7 @@ class Feed:
         # The commit on its way to the disk is in no page yet and was streamed before this standby was here.
         for part in self._parts_in_flight:
             self._say(Send(node_id, part))
-        self._giver.start(node_id, self._term, standby.seen, names_purged=True)
+        self._giver.start(node_id, self._term, standby.seen)
 
     def gone(self, node_id: int, now: float, *, is_orderly: bool) -> None:
         """A standby's connection is gone."""
@@ -205,9 +205,7 @@ class Feed:
             if not self._outbox.needs_copy:
                 self._outbox.needs_copy = True
                 self._progress_at = now
-                self._say(
-                    AnnounceNode("durability.replicated", self._term.node_id, "a standby keeps a copy of everything")
-                )
+                self._tell("durability.replicated", "a standby keeps a copy of everything")
         elif self._outbox.needs_copy:
             self._timers.clear("stall")
             waited_s = now - self._progress_at if self._outbox.lag else 0.0
@@ -223,7 +221,7 @@ class Feed:
             elif timer == "lonely" and not self.in_sync:
                 text = "no standby keeps a copy any more: what is accepted from now on is on this machine's disk alone"
                 self._log("warning", "durability is local", reason=text)
-                self._say(AnnounceNode("durability.local", self._term.node_id, text))
+                self._tell("durability.local", text)
                 released += self._outbox.do_without_copies()
         return released
 
@@ -258,6 +256,9 @@ class Feed:
         times = [time for time in self._went.get(node_id, ()) if time > standby.since - FLAP_KEPT_S]
         wait_s = self.settings.hand_over_after_s
         return standby.since + min(wait_s * 2.0 ** min(len(times), 30), max(HAND_OVER_WAIT_MAX_S, wait_s))
+
+    def _tell(self, kind: str, detail: str) -> None:
+        self._say(AnnounceNode(kind, self._term.node_id, detail))
 
     def _log(self, level: str, event: str, **fields: object) -> None:
         self._say(Log(level, event, fields))

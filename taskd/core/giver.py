@@ -32,11 +32,11 @@ class Giver:
         self._nodes = nodes
         self._streams: dict[int, _Stream] = {}
 
-    def start(self, receiver: int, term: Term, theirs: Seen, *, names_purged: bool = False) -> None:
-        """Begin to give `receiver` what it lacks, in answer to its message of `term`. Everything of ours must be
-        durable. `names_purged`: tell it too, where it may have missed that, which tasks are still there."""
+    def start(self, receiver: int, term: Term, theirs: Seen) -> None:
+        """Begin to give `receiver` what it lacks, in answer to its message of `term`; and where it may have missed that
+        tasks were purged, which ones are still there. Everything of ours must be durable."""
         last_purge = self._outbox.last_purge
-        must_sweep = names_purged and last_purge is not None and not theirs.covers(last_purge)
+        must_sweep = last_purge is not None and not theirs.covers(last_purge)
         stream = _Stream(receiver, term, theirs, self._outbox.seen.copy(), must_sweep)
         stream.ids = self._outbox.recent.beyond(theirs, stream.ours)
         self._streams[receiver] = stream

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from taskd.core.effects import Log, ReadRows, Send, Superseded
-from taskd.core.events import RowsRead
+from taskd.core.effects import Log, Purge, ReadIds, ReadRows, Send, Superseded
+from taskd.core.events import IdsRead, RowsRead
 from taskd.core.join import Joined, join, same
 from taskd.core.outbox import Continue, Outbox
 from taskd.core.reads import Reads
@@ -115,6 +115,48 @@ class Merger:
             return
         for node in page.nodes:
             self._learn_node(node)
+        if page.present is not None:
+            self._follow_purges(sender, page, now)
+        else:
+            self._end(sender, page, now)
+
+    def _follow_purges(self, sender: int, page: Page, now: float) -> None:
+        """The sender has named all its tasks in a range: what it once had of ours and lacks now, it has purged."""
+        outbox = self._outbox
+        if self._target is None:
+            assert page.present is not None
+            outbox.follow_purge(Purge(page.after, page.until, page.present, page.seen))
+            outbox.remember_purge(self._dot)
+            self._end(sender, page, now)
+            return
+        present, theirs = frozenset(page.present or ()), Seen(page.seen)
+        missing: list[bytes] = []
+
+        def read(event: IdsRead, now: float) -> None:
+            ids = [task_id for task_id in event.ids if not page.until or task_id <= page.until]
+            missing.extend(task_id for task_id in ids if task_id not in present)
+            if event.after is not None and len(ids) == len(event.ids):
+                after = event.after
+                self._reads.ask(lambda call: ReadIds(call, after), read)
+            else:
+                self._reads.ask(lambda call: ReadRows(call, missing), judge)
+
+        def judge(event: RowsRead, now: float) -> None:
+            if self._is_over:
+                return
+            ids = [row.id for row in event.rows if theirs.covers(row.dot) and row.finished_s and not self._has(row.id)]
+            if ids:
+                outbox.purge(ids)
+            self._end(sender, page, now)
+
+        self._reads.ask(lambda call: ReadIds(call, page.after), read)
+
+    def _has(self, task_id: bytes) -> bool:
+        """Whether a task is in memory or on its way to the disk."""
+        return task_id in self._outbox or (self._target is not None and self._target.has(task_id))
+
+    def _end(self, sender: int, page: Page, now: float) -> None:
+        """A page is taken."""
         if page.is_last:
             self._outbox.see(page.seen)
         self._outbox.then(Send(sender, PageTaken(page.term, page.number)))
