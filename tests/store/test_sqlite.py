@@ -6,23 +6,24 @@ import asyncio
 import contextlib
 import os
 import resource
-import select
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import astuple
 
+from taskd.core.events import Loaded
+from taskd.core.task import TaskState
 from taskd.errors import StoreError
-from taskd.protocol.messages import TaskRow
+from taskd.protocol.messages import NodeRow, TaskRow, Term
 from taskd.store import process, schema, wire
 from taskd.store.base import Query
+from taskd.store.changes import INSERT
 from taskd.store.sqlite import SQLiteStore
-from tests.store.samples import commit, numbers, task_id, task_row, unfinished
+from tests.store.samples import commit, dot, numbers, task_id, task_row, unfinished
 
 
 @pytest.fixture
@@ -165,6 +166,27 @@ def test_a_new_database_goes_through_all_steps(path: Path, one_step_more):
     connection = schema.open_reader(path)
     assert connection.pragma("user_version") == len(one_step_more)
     connection.close()
+
+
+def test_the_first_version_becomes_the_second_and_keeps_everything(path: Path):
+    rows = [
+        task_row(number, TaskState.SUCCEEDED if number % 2 else TaskState.QUEUED, epoch=epoch, boot=boot, lsn=lsn)
+        for number, (epoch, boot, lsn) in enumerate([(1, 1, 3), (1, 1, 9), (1, 1, 4), (2, 7, 1), (2, 8, (1 << 63) - 1)])
+    ]
+    connection = apsw.Connection(os.fspath(path))
+    connection.pragma("journal_mode", "wal")
+    connection.execute(schema._migrations()[0])
+    connection.executemany(INSERT, [astuple(row) for row in rows])
+    connection.execute("INSERT INTO nodes VALUES (5, 'a', 'scheduler', NULL, 1.5)")
+    connection.execute("INSERT INTO meta VALUES ('store_id', ?), ('term', ?)", (bytes(16), b"[2,5,8]"))
+    connection.pragma("application_id", schema.APPLICATION_ID)
+    connection.pragma("user_version", 1)
+    connection.close()
+    with opened(path) as store:
+        assert store.store_id == bytes(16)
+        assert store.get([row.id for row in rows]) == rows
+        seen = [dot(1, 5, 1, 9), dot(2, 5, 7, 1), dot(2, 5, 8, (1 << 63) - 1)]
+        assert store.load() == Loaded(Term(2, 5, 8), seen, [NodeRow(5, "a", ("scheduler",), None, 1.5)])
 
 
 # -- Damage ------------------------------------------------------------------------------------------------------------
@@ -437,64 +459,3 @@ async def test_on_commit_hears_of_every_success(path: Path):
             await store.commit(commit([task_row(1)]))
     assert [rows for _, rows in heard] == [2, 1]
     assert all(seconds > 0 for seconds, _ in heard)
-
-
-DAEMON = """
-import asyncio, sys
-from taskd.store.sqlite import SQLiteStore
-from tests.store.test_sqlite import rows_after
-from tests.store.samples import commit, unfinished
-
-async def main():
-    store = SQLiteStore.open(sys.argv[1])
-    print(store._process.pid, flush=True)
-    number = len(await unfinished(store))
-    while True:
-        rows = rows_after(number)
-        await store.commit(commit(rows))
-        number += len(rows)
-        print(number, flush=True)
-
-asyncio.run(main())
-"""
-
-
-def rows_after(number: int) -> list[TaskRow]:
-    """What the daemon of the test commits next, when there are so many tasks."""
-    return [task_row(number + offset, record=bytes(400)) for offset in range(1 + number % 7)]
-
-
-def whole_commits(tasks: int) -> bool:
-    """Whether so many tasks are what some number of its commits leaves."""
-    number = 0
-    while number < tasks:
-        number += len(rows_after(number))
-    return number == tasks
-
-
-@pytest.mark.parametrize("victim", ["daemon", "its process"])
-@pytest.mark.parametrize("commits", [1, 200])
-def test_what_was_acknowledged_before_a_kill_is_there_after_it(path: Path, victim: str, commits: int):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    daemon = subprocess.Popen(
-        [sys.executable, "-c", DAEMON, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
-    assert daemon.stdout is not None
-    with daemon:
-        writer_pid = int(daemon.stdout.readline())
-        writer = os.pidfd_open(writer_pid)
-        for _ in range(commits):
-            acknowledged = int(daemon.stdout.readline())
-        if victim == "daemon":
-            daemon.kill()
-        else:
-            os.kill(writer_pid, signal.SIGKILL)
-        output, complaint = daemon.communicate()
-    acknowledged = int((output.split() or [acknowledged])[-1])  # What was acknowledged until it died.
-    assert victim == "daemon" or b"StoreError" in complaint
-    select.select([writer], [], [])  # The process follows its daemon by itself.
-    os.close(writer)
-    there = ids_in(path)
-    assert there == list(range(len(there)))
-    assert len(there) >= acknowledged
-    assert whole_commits(len(there))
