@@ -61,7 +61,7 @@ class Leader:
         self._late = LateResults(self.ledger, outbox, reads, stats)
         self._grace: Deadlines[int] = Deadlines()  # by worker: its open attempts are lost then
         self._timers: Deadlines[str] = Deadlines()
-        self._awaited: dict[int, None] = {}  # connected workers that have not registered yet
+        self._awaited: dict[int, None] = {}  # workers whose word placement waits for
         self._unplaced = False  # something changed since the last placement
         self._acknowledged: dict[int, list[msg.AttemptKey]] = {}
         self.is_stopping = False
@@ -81,11 +81,17 @@ class Leader:
         for worker in self.roster:
             if worker.assigned:
                 self._grace.set(worker.node_id, now + self.settings.restart_grace_s)
-        self._awaited = {node_id: None for node_id, node in self._connected.items() if "worker" in node.roles}
-        if self._awaited:
-            self._timers.set("await", now + AWAIT_WORKERS_S)
+        for node_id, node in self._connected.items():
+            if "worker" in node.roles:
+                self._await(node_id, now)
         self._timers.set("purge", now + PURGE_S)
         self._unplaced = True
+
+    def _await(self, node_id: int, now: float) -> None:
+        """Hand nothing out before this worker has said what it runs, or what has become of it."""
+        if not self._awaited:
+            self._timers.set("await", now + AWAIT_WORKERS_S)
+        self._awaited[node_id] = None
 
     def _arrived(self, node_id: int) -> None:
         self._awaited.pop(node_id, None)
@@ -125,6 +131,9 @@ class Leader:
         self._grace.clear(sender)
         self._remember(worker)
         self.outbox.then(Send(sender, msg.Registered(term)))
+        if message.unacknowledged:
+            # They follow at once: what they decide must not be handed out again meanwhile.
+            self._await(sender, now)
         here = {*message.held, *message.unacknowledged}
         for task in list(worker.assigned.values()):
             task.run_number, task.is_recalled = 0, False  # Of an earlier connection.
@@ -169,6 +178,7 @@ class Leader:
         """Attempts have ended. All that we can judge are acknowledged, once what they changed is durable."""
         if self._registered(sender) is None:
             return  # It registers again and sends them again.
+        self._arrived(sender)
         now_s = self.utc(now)
         acknowledged = self._acknowledged.setdefault(sender, [])
         late: list[msg.AttemptEnded] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from taskd.core.election import EPOCH_JUMP_MAX, JOIN_S, Election
-from taskd.protocol.messages import Term
+from taskd.core.election import DENIED_WAIT_S, EPOCH_JUMP_MAX, JOIN_S, LOST_WAIT_S, Election
+from taskd.protocol.messages import Leading, Role, Term
 from tests.core.world import info
+
+LATER = 100.0 + JOIN_S
 
 
 @pytest.fixture
@@ -17,7 +19,12 @@ def election() -> Election:
     return election
 
 
-LATER = 100.0 + JOIN_S
+def meet(
+    election: Election, node_id: int, says: Term | None = None, *, may_lead: bool = True, role: Role = "scheduler"
+) -> None:
+    """A node comes and says whom it follows."""
+    election.peer_up(info(node_id, role))
+    election.heard(node_id, Leading(says, may_lead and role == "scheduler"))
 
 
 def test_nobody_claims_before_it_has_looked_around(election: Election) -> None:
@@ -28,70 +35,122 @@ def test_nobody_claims_before_it_has_looked_around(election: Election) -> None:
     assert election.next_deadline(LATER) is None
 
 
+def test_who_stood_still_looks_around_again(election: Election) -> None:
+    election.join(200.0)
+    assert not election.is_ready(200.0)
+    assert election.may_claim(200.0 + JOIN_S)
+
+
 def test_a_claim_is_above_everything_seen(election: Election) -> None:
-    assert election.claim() == Term(1, 5, 7)
-    assert not election.may_claim(LATER)
+    assert election.next_term() == Term(1, 5, 7)
     other = Election(info(5, "scheduler", boot=8))
     other.greatest = Term(41, 9, 1)
-    assert other.claim() == Term(42, 5, 8)
+    assert other.next_term() == Term(42, 5, 8)
 
 
 def test_a_lower_id_goes_first_and_a_higher_one_does_not(election: Election) -> None:
-    election.peer_up(info(6, "scheduler"))
+    meet(election, 6)
     election.peer_up(info(5, "scheduler"))  # Ourselves.
-    assert election.standbys == 1
+    assert [node.node_id for node in election.schedulers()] == [6]
     assert election.may_claim(LATER)
-    election.peer_up(info(4, "scheduler"))
+    meet(election, 4)
     assert not election.may_claim(LATER)
-    election.peer_down(4)
+    election.peer_down(4, LATER, is_orderly=False)
     assert election.may_claim(LATER)
 
 
-def test_who_led_last_does_not_wait_for_a_lower_id(election: Election) -> None:
-    election.peer_up(info(4, "scheduler"))
-    election.greatest = Term(3, 5, 1)
+def test_a_lower_id_that_may_not_lead_is_not_waited_for(election: Election) -> None:
+    meet(election, 4, may_lead=False)
     assert election.may_claim(LATER)
-    election.greatest = Term(3, 6, 1)
+
+
+def test_a_lower_worker_is_not_waited_for(election: Election) -> None:
+    meet(election, 4, role="worker")
+    assert election.may_claim(LATER)
+
+
+def test_a_peer_is_heard_out_first(election: Election) -> None:
+    election.peer_up(info(9, "worker"))
     assert not election.may_claim(LATER)
+    election.heard(9, Leading(None))
+    assert election.may_claim(LATER)
 
 
-def test_a_leader_is_followed_and_not_replaced(election: Election) -> None:
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+def test_while_a_peer_hears_a_leader_nobody_claims(election: Election, role: Role) -> None:
+    meet(election, 9, Term(3, 1, 1), role=role)
+    assert not election.may_claim(LATER)
+    election.heard(9, Leading(Term(2, 5, 1)))
+    assert election.may_claim(LATER), "it hears us"
+
+
+def test_a_leader_is_followed_and_after_its_loss_given_a_moment_to_come_back(election: Election) -> None:
     term = Term(1, 9, 1)
-    assert not election.heard(9, term)
-    assert election.followed == (9, term)
+    meet(election, 9, term)
+    assert election.followed == election.standing == term
     assert not election.may_claim(LATER)
-    election.peer_down(9)
+    election.peer_down(9, LATER, is_orderly=False)
     assert election.followed is None
-    assert not election.may_claim(LATER), "what it has accepted is on its disk alone"
+    assert not election.may_claim(LATER)
+    assert election.may_claim(LATER + LOST_WAIT_S)
+
+
+def test_a_leader_that_said_goodbye_is_not_waited_for(election: Election) -> None:
+    meet(election, 9, Term(1, 9, 1))
+    election.peer_down(9, LATER, is_orderly=True)
+    assert election.may_claim(LATER)
 
 
 def test_what_a_leader_no_longer_says_no_longer_holds(election: Election) -> None:
-    election.heard(9, Term(1, 9, 1))
-    election.heard(8, None)
+    meet(election, 9, Term(1, 9, 1))
+    meet(election, 8)
     assert election.followed is not None
-    election.heard(9, None)
+    election.heard(9, Leading(None, may_lead=True))
     assert election.followed is None
 
 
 def test_hearsay_raises_the_epoch_and_makes_no_leader(election: Election) -> None:
-    assert not election.heard(9, Term(7, 4, 1))
+    meet(election, 9, Term(7, 4, 1))
     assert election.followed is None
-    assert election.claim().epoch == 8
+    assert election.next_term().epoch == 8
 
 
-def test_a_leader_steps_down_for_a_greater_term_only(election: Election) -> None:
-    election.greatest = Term(4, 1, 1)
-    assert election.claim() == Term(5, 5, 7)
-    assert not election.heard(9, Term(4, 9, 1))
-    assert not election.heard(9, Term(5, 9, 1)), "at equal epochs the lower id is greater"
-    assert election.heard(4, Term(5, 4, 1))
-    assert election.heard(9, Term(6, 9, 1))
+def test_a_leader_of_a_lesser_term_is_not_followed(election: Election) -> None:
+    election.greatest = Term(4, 3, 1)
+    meet(election, 9, Term(4, 9, 1))
+    assert election.followed is None
+    assert election.is_stale(Term(4, 9, 1))
+    election.heard(9, Leading(Term(5, 9, 1), may_lead=True))
+    assert election.followed == Term(5, 9, 1)
+
+
+def test_a_greater_term_ends_following_the_lesser(election: Election) -> None:
+    meet(election, 9, Term(4, 9, 1))
+    election.learn(Term(5, 3, 1))
+    assert election.followed is None
+
+
+def test_whose_claim_was_granted_is_given_time(election: Election) -> None:
+    meet(election, 9)
+    election.granted = Term(4, 9, 1)
+    assert not election.may_claim(LATER)
+    election.heard(9, Leading(None, may_lead=True))
+    assert election.may_claim(LATER), "it gave up"
+
+
+def test_whose_claim_was_denied_tries_again_later(election: Election) -> None:
+    election.denied(LATER)
+    assert not election.may_claim(LATER)
+    assert election.is_ready(LATER), "others need not take its place"
+    assert election.may_claim(LATER + DENIED_WAIT_S)
 
 
 @pytest.mark.parametrize("seen", [0, 10])
 def test_an_epoch_far_above_all_seen_is_refused(election: Election, seen: int) -> None:
     election.greatest = Term(seen, 9, 1) if seen else None
+    meet(election, 9)
     with pytest.raises(ValueError, match="too far above"):
-        election.heard(9, Term(seen + EPOCH_JUMP_MAX + 1, 9, 1))
+        election.heard(9, Leading(Term(seen + EPOCH_JUMP_MAX + 1, 9, 1)))
     assert election.followed is None
-    assert not election.heard(9, Term(seen + EPOCH_JUMP_MAX, 9, 1))
+    election.heard(9, Leading(Term(seen + EPOCH_JUMP_MAX, 9, 1)))
+    assert election.followed is not None

@@ -159,7 +159,9 @@ def test_asking_changes_nothing(world: World) -> None:
     (task,) = world.submit()
     world.crash(1)
     world.hosts[1].node_rows.clear()
+    del world.hosts[11]
     world.restart(1)
+    world.run(1)
     before = len(world.scheduler.roster)
     assert why(world, task).reason == "WorkerAway"
     assert len(world.scheduler.roster) == before

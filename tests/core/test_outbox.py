@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from taskd.core import effects as fx
 from taskd.core.outbox import Outbox
 from taskd.core.task import Attempt, Outcome, Record, Task, TaskSpec, TaskState
+from taskd.errors import Unavailable
 from taskd.protocol.messages import NodeRow, Term
 
 TERM = Term(4, 1, 9)
@@ -22,7 +23,15 @@ def node(number: int) -> NodeRow:
 
 
 def reply(number: int) -> fx.Reply:
-    return fx.Reply(number, None)
+    return fx.Reply(number, None, promises=True)
+
+
+def leading() -> Outbox:
+    """One that has begun a term."""
+    outbox = Outbox()
+    outbox.begin(TERM)
+    outbox.committed(only_commit(outbox.release()).seq)
+    return outbox
 
 
 def only_commit(effects: list[fx.Effect]) -> fx.Commit:
@@ -97,14 +106,14 @@ def test_a_commit_carries_the_state_as_it_is_when_it_leaves() -> None:
 
 
 def test_a_task_changed_twice_is_written_once_and_later_changes_later() -> None:
-    outbox = Outbox()
+    outbox = leading()
     it = task()
     outbox.update(it)
     outbox.update(it)
     assert len(only_commit(outbox.release()).updated) == 1
     outbox.update(it)
     assert outbox.release() == []
-    (announce,) = outbox.committed(1)
+    (announce,) = outbox.committed(2)
     assert isinstance(announce, fx.Announce)
     assert len(only_commit(outbox.release()).updated) == 1
 
@@ -122,13 +131,13 @@ def test_commits_of_one_term_are_counted_and_a_new_term_counts_anew() -> None:
 
 
 def test_a_task_is_known_until_its_row_is_durable() -> None:
-    outbox = Outbox()
+    outbox = leading()
     it = task()
     outbox.insert(it)
     assert it.id in outbox
     outbox.release()
     assert it.id in outbox
-    outbox.committed(1)
+    outbox.committed(2)
     assert it.id not in outbox
 
 
@@ -138,11 +147,12 @@ def test_a_term_that_was_only_heard_of_is_written_without_a_new_count() -> None:
     assert not outbox.is_idle
     commit = only_commit(outbox.release())
     assert commit.term == TERM
-    assert outbox.lsn == 2
+    assert not commit.seen
+    assert outbox.lsn == 0
 
 
 def test_what_is_dropped_is_returned_and_nothing_follows() -> None:
-    outbox = Outbox()
+    outbox = leading()
     outbox.insert(task())
     outbox.then(reply(1))
     outbox.release()
@@ -156,7 +166,7 @@ def test_what_is_dropped_is_returned_and_nothing_follows() -> None:
 
 
 def test_a_change_tells_waiters_what_the_last_attempt_left_and_only_at_the_end() -> None:
-    outbox = Outbox()
+    outbox = leading()
     it = task()
     it.move(TaskState.ASSIGNED, 6.0)
     attempt = Attempt(1, TERM, 1, 11, 6.0, outcome=Outcome.EXCEPTION, report=b"report", reason="why")
@@ -167,3 +177,65 @@ def test_a_change_tells_waiters_what_the_last_attempt_left_and_only_at_the_end()
         commit = only_commit(outbox.release())
         (announce,) = outbox.committed(commit.seq)
         assert announce == fx.Announce([fx.Change(it.id, state, 7.0, 1, 11, report, "why")])
+
+
+# -- Copies ------------------------------------------------------------------------------------------------------------
+
+
+def answers(effects: list[fx.Effect]) -> list[tuple[int, str]]:
+    return [(effect.call, effect.durability) for effect in effects if isinstance(effect, fx.Reply)]
+
+
+def promise(outbox: Outbox, number: int) -> None:
+    outbox.insert(task(number))
+    outbox.then(reply(number))
+
+
+def test_while_a_standby_is_in_sync_answers_wait_for_its_copy_and_commits_do_not() -> None:
+    outbox = leading()
+    outbox.needs_copy = True
+    promise(outbox, 1)
+    assert outbox.committed(only_commit(outbox.release()).seq) == []
+    promise(outbox, 2)
+    second = only_commit(outbox.release())
+    assert answers(outbox.copied(2)) == [(1, "replicated")]
+    assert answers(outbox.copied(3)) == [], "it is not durable here"
+    assert answers(outbox.committed(second.seq)) == [(2, "replicated")]
+    assert outbox.is_idle
+
+
+def test_an_effect_without_rows_stays_behind_those_that_wait_for_a_copy() -> None:
+    outbox = leading()
+    outbox.needs_copy = True
+    promise(outbox, 1)
+    outbox.committed(only_commit(outbox.release()).seq)
+    outbox.then(reply(2))
+    assert outbox.release() == []
+    assert [call for call, _ in answers(outbox.copied(2))] == [1, 2]
+
+
+def test_without_standbys_what_waited_is_answered_as_local_or_refused() -> None:
+    for refuses, expected in ((False, [(1, "local")]), (True, [(1, "")])):
+        outbox = leading()
+        outbox.needs_copy, outbox.refuses_local = True, refuses
+        promise(outbox, 1)
+        outbox.committed(only_commit(outbox.release()).seq)
+        effects = outbox.do_without_copies()
+        assert answers(effects) == expected
+        (answer,) = (effect.answer for effect in effects if isinstance(effect, fx.Reply))
+        assert isinstance(answer, Unavailable) is refuses
+
+
+def test_who_resigns_answers_nobody_and_finishes_the_commit_in_flight() -> None:
+    outbox = leading()
+    outbox.needs_copy = True
+    promise(outbox, 1)
+    outbox.committed(only_commit(outbox.release()).seq)
+    promise(outbox, 2)
+    in_flight = only_commit(outbox.release())
+    promise(outbox, 3)
+    assert [call for call, _ in answers(outbox.resign())] == [1, 2, 3]
+    assert not outbox.is_durable
+    assert answers(outbox.committed(in_flight.seq)) == []
+    assert outbox.is_idle
+    assert outbox.seen.lsn_of(TERM) == 3

@@ -23,7 +23,7 @@ from taskd.core.task import (
     encode,
     units,
 )
-from taskd.protocol.messages import AttemptKey, Term
+from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, Term
 from tests.core.world import World, offer
 
 S = TaskState
@@ -149,8 +149,27 @@ def retrying() -> None:
     world.cancel(*world.submit(retries=1))
 
 
+def succeeded_late() -> None:
+    """The attempt of a worker that was given up succeeds, while its task waits to be run again."""
+    for retries_first in (False, True):
+        world = World().cluster()
+        (task,) = world.submit(retries=1)
+        world.cut(1, 11)
+        world.run(6)  # -> QUEUED
+        if retries_first:
+            world.add(12, "worker")
+            key = next(key for key in world.hosts[12].running)
+            del world.hosts[12].running[key]
+            failed = AttemptEnded(key, Outcome.EXCEPTION, world.utc, world.utc, b"")
+            world.post(12, ev.Progressed([], [failed]))
+            world.settle()  # -> RETRYING
+        world.end(task)
+        world.connect(1, 11)
+        world.settle()
+
+
 def test_every_move_of_the_table_is_made(moves: set[tuple[TaskState, TaskState]]) -> None:
-    for story in (scheduled_and_queued, assigned, running, retrying):
+    for story in (scheduled_and_queued, assigned, running, retrying, succeeded_late):
         story()
     assert moves == {(state, following) for state in S for following in TRANSITIONS[state]}
 
@@ -164,22 +183,22 @@ def test_a_task_is_the_same_after_the_disk() -> None:
     task = Task(bytes(range(16)), spec, encode(spec), S.QUEUED, Record([]))
     task.move(S.ASSIGNED, 6.0)
     task.record.attempts.append(Attempt(1, term, 7, 11, 6.0))
-    row = task.row(Term(4, 1, 9), 8)
+    row = task.row(Dot(Term(4, 1, 9), 8))
     assert (row.priority, row.queue, row.name, row.owner, row.epoch, row.lsn) == (4, "night", "x", "ann", 4, 8)
     again = Task.from_row(row)
     assert again.key == AttemptKey(task.id, 1, term, 7)
     assert (again.state, again.spec, again.changed_s, again.finished_s) == (S.ASSIGNED, spec, 6.0, 0.0)
-    assert again.row(Term(4, 1, 9), 8) == row
+    assert again.row(Dot(Term(4, 1, 9), 8)) == row
 
 
 def test_a_task_without_an_open_attempt_has_no_key_after_the_disk() -> None:
     task = new()
     task.spec_bytes = encode(task.spec)
     task.record.attempts.append(Attempt(1, Term(1, 1, 1), 1, 11, 6.0, outcome=Outcome.LOST))
-    again = Task.from_row(task.row(Term(1, 1, 1), 2))
+    again = Task.from_row(task.row(Dot(Term(1, 1, 1), 2)))
     assert again.key is None
     assert again.open_attempt is None
-    assert decode_record(task.row(Term(1, 1, 1), 2).record).attempts == task.record.attempts
+    assert decode_record(task.row(Dot(Term(1, 1, 1), 2)).record).attempts == task.record.attempts
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_the_inventory_names_everything_and_comes_while_registered(bench: Bench)
     assert isinstance(inventory, msg.Inventory)
     assert inventory.runs_seen == 2
     assert {running, waiting, owed} < set(inventory.keys)
-    bench.worker.on_leading(1, msg.Leading(TERM), due)
+    bench.worker.on_leading(1, msg.Leading(msg.Term(TERM.epoch + 1, 1, 1)), due)
     assert bench.worker.next_deadline() is None, "until it is registered again nobody counts its Run messages"
     bench.worker.on_peer_down(ev.PeerDown(1, "cut"), due)
     assert bench.worker.next_deadline() is None
