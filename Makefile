@@ -5,20 +5,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+SEED ?= 0
+SEEDS ?= 100
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration bench clean
+.PHONY: help venv demo test check format integration sim bench bench-takeover clean
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=$(PYTHON)  which Python makes the virtual environment $(VENV)"
 	@echo "JOBS=$(JOBS)  how many tests run at once    ARGS=…  more arguments for pytest, the demo or the benchmarks"
+	@echo "SEED=$(SEED), SEEDS=$(SEEDS)  which simulated clusters"
 
-demo: $(VENV)/.runs ## A scheduler and three workers find each other and do real work; one is killed
+demo: $(VENV)/.runs ## Two schedulers and three workers find each other and do real work; a worker and the leader are killed
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: check ## Everything: lint, types, layers, units, real daemons, a LAN of network namespaces where permitted
@@ -37,8 +40,14 @@ format: $(VENV)/.develops ## Bring the code into form
 integration: $(VENV)/.develops ## Only the tests with real daemons
 	$(BIN)/pytest -r s tests/integration $(ARGS)
 
+sim: $(VENV)/.develops ## Whole clusters in simulated time, with every kind of fault: SEEDS of them, from SEED on
+	$(BIN)/python -m tests.sim --seed $(SEED) --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
 bench: $(VENV)/.develops ## Throughput and latency, beside what the machine itself can do
 	$(BIN)/python -m bench.run $(ARGS)
+
+bench-takeover: $(VENV)/.develops ## What a change of leaders costs, and what a standby costs; some ten minutes
+	$(BIN)/python -m bench.takeover $(ARGS)
 
 venv: $(VENV)/.develops ## The virtual environment, anew where pyproject.toml has changed
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -30,6 +31,33 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+class Events:
+    """The stream of events of a daemon, heard from `with` on."""
+
+    def __init__(self, daemon: Daemon, timeout_s: float = START_TIMEOUT_S) -> None:
+        self._connection = UnixConnection(daemon.socket, timeout_s)
+
+    def __enter__(self) -> Events:
+        self._connection.request("GET", "/v1/events")
+        self._response = self._connection.getresponse()
+        assert self._response.status == 200
+        assert self._response.readline().startswith(b"retry:")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def wait_for(self, kind: str) -> dict[str, Any]:
+        """The next event of a kind."""
+        while line := self._response.readline():
+            if line == f"event: {kind}\n".encode():
+                event: dict[str, Any] = json.loads(self._response.readline().removeprefix(b"data: "))
+                return event
+        raise AssertionError(f"the stream ended before {kind}")
 
 
 def eventually(check: Callable[[], Value], timeout_s: float = START_TIMEOUT_S) -> Value:

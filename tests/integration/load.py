@@ -58,3 +58,12 @@ class Load:
         """Wait until so many more requests have been answered."""
         wanted = len(self.answers) + count
         eventually(lambda: len(self.answers) >= wanted, timeout_s)
+
+    def first_answer_after(self, at: float, timeout_s: float = 60) -> float:
+        """When the first request that was made after `at` was answered; both monotonic, in seconds."""
+
+        def found() -> float:
+            # The newest come last, and the one wanted is among the last.
+            return min((answered for asked, answered in self.answers[-100:] if asked > at), default=0.0)
+
+        return eventually(found, timeout_s)

@@ -19,7 +19,7 @@ QUICK = {"TASKD_SCHEDULER_HAND_OVER_AFTER_S": "0.5", "TASKD_SCHEDULER_EMPTY_WAIT
 
 
 class Replicas(Cluster):
-    """Schedulers numbered from 1, which are their node ids, and workers numbered from 1; and what their clients know."""
+    """Schedulers 1, 2, … with these as node ids, workers 1, 2, …, and what their clients know."""
 
     def __init__(self, directory: Path, lan: Lan | None = None) -> None:
         super().__init__(directory)
@@ -71,6 +71,12 @@ class Replicas(Cluster):
     def _add(self, name: str, role: str, node_id: int, host: int, *options: str) -> Daemon:
         prefix = self._lan.prefix(host) if self._lan is not None else ()
         return self.add(name, role, "--node-id", str(node_id), *options, prefix=prefix)
+
+    def drop(self, daemon: Daemon) -> None:
+        """A daemon that is no part of the cluster any more, ended where it has not."""
+        if daemon.process is not None:
+            daemon.kill()
+        self.daemons.remove(daemon)
 
     @property
     def live(self) -> list[Daemon]:
@@ -133,6 +139,11 @@ def replication(leader: Daemon, standby: int) -> str | None:
     views = leader.ok("GET", "/v1/cluster")["replicas"]
     word: str | None = next((view["replication"] for view in views if view["node_id"] == standby), None)
     return word
+
+
+def long_command(pids: Path, release: Path) -> str:
+    """Shell that notes its process in a file, and goes on until another file is there."""
+    return f"echo $$ >> {pids}; until [ -e {release} ]; do sleep 0.05; done"
 
 
 @contextmanager
