@@ -2,7 +2,8 @@
 
 A task is a product of parts, and each part has a join of its own: attempts by their token, further along wins; the wish
 to cancel, or; the decision, the greatest by rank and then by the commit that made it. So histories can be joined in any
-order, and again, with the same result. (Shapiro, Preguiça, Baquero, Zawirski: Conflict-free Replicated Data Types, 2011.)
+order, and again, with the same result. (Shapiro, Preguiça, Baquero, Zawirski: "Conflict-free Replicated Data Types",
+SSS 2011.)
 """
 
 from __future__ import annotations

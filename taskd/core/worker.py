@@ -5,14 +5,12 @@ It obeys one leader at a time, the one with the greatest term it has seen, and g
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
-from math import ceil
 
 from taskd.core import events as ev
 from taskd.core.deadlines import Deadlines
 from taskd.core.effects import Begin, Effect, Exit, Follow, Journal, Kill, Log, Send, Start, Terminate
+from taskd.core.room import Place, Room
 from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_spec, encode
 from taskd.protocol import messages as msg
@@ -21,21 +19,17 @@ INVENTORY_S = 10.0
 # How long a stopping worker waits, after its tasks have had their grace, for a leader to take the last outcomes: those
 # that it does not take are in the journal.
 STOP_ACKNOWLEDGED_S = 5.0
-SHORT_CALL_S = 0.005  # Handler calls shorter than this are handed to their processes several at a time:
-CALLS_PER_SLOT = 32  # waking a process costs more than such a call.
 FINISHED_BYTES_MAX = 4 << 20  # Of reports in one Finished message, well below a frame.
-SCANNED_MAX = 64  # Waiting attempts looked at in one go for one that fits.
 
 
 class _Running:
     """An attempt that a runner has."""
 
-    __slots__ = ("amounts", "is_short", "is_stopped", "is_timed_out", "spec", "started_s")
+    __slots__ = ("is_stopped", "is_timed_out", "place", "spec", "started_s")
 
-    def __init__(self, spec: TaskSpec, amounts: dict[str, int], is_short: bool) -> None:
+    def __init__(self, spec: TaskSpec, place: Place) -> None:
         self.spec = spec
-        self.amounts = amounts
-        self.is_short = is_short  # a call that shares its slot with others of its kind
+        self.place = place
         self.started_s = 0.0
         self.is_timed_out = False
         self.is_stopped = False  # ended because this worker stops
@@ -54,16 +48,10 @@ class Worker:
         self._registered = False
         self._schedulers: dict[int, None] = {}  # connected ones
         self._unacknowledged_before: dict[msg.AttemptKey, None] = {}  # when the last inventory was sent
-        self._waiting: list[tuple[int, float, bytes, int, msg.AttemptKey]] = []
-        self._specs: dict[msg.AttemptKey, TaskSpec] = {}  # of those waiting
+        self._room = Room(offer)
         self._running: dict[msg.AttemptKey, _Running] = {}
         self._unacknowledged: dict[msg.AttemptKey, msg.AttemptEnded] = {}
-        self._used: Counter[str] = Counter()
-        self._short_count = 0  # among the running
-        self._mean_s: dict[str, float] = {}  # of handler types: how long calls take
-        self._handler_types = frozenset(handler.type for handler in offer.handlers)
         self._runs_seen = 0
-        self._count = 0
         self._limits: Deadlines[tuple[str, msg.AttemptKey]] = Deadlines()  # run time-outs, and the grace after TERM
         self._timers: Deadlines[str] = Deadlines()
         self._unreported: dict[msg.AttemptKey, float] = {}
@@ -104,7 +92,7 @@ class Worker:
         self._effects.append(Follow(sender, term))
         self._tell_schedulers()
         unacknowledged = tuple(self._unacknowledged)
-        held = (*self._running, *self._specs)
+        held = (*self._running, *self._room)
         offer = NOTHING_OFFERED if self.is_stopping else self.offer
         self._effects.append(Send(sender, msg.Register(offer, held, unacknowledged, term)))
 
@@ -169,15 +157,13 @@ class Worker:
         self._runs_seen += 1
         for assignment in message.assignments:
             key = assignment.key
-            if key in self._specs or key in self._running or key in self._unacknowledged:
+            if key in self._room or key in self._running or key in self._unacknowledged:
                 continue
             spec = decode_spec(assignment.spec)
-            if self.is_stopping or not self._could_run(spec):
+            if self.is_stopping or not self._room.could_run(spec):
                 self._give_back(key, now)
                 continue
-            self._specs[key] = spec
-            self._count += 1
-            heappush(self._waiting, (-spec.priority, spec.submitted_s, key.task_id, self._count, key))
+            self._room.add(key, spec)
 
     def on_cancel(self, sender: int, message: msg.Cancel, now: float) -> None:
         """End these attempts, whatever they are doing."""
@@ -194,12 +180,12 @@ class Worker:
         if not self._obeys(sender, message.term):
             return
         for key in message.keys:
-            if key in self._specs:
+            if key in self._room:
                 self._give_back(key, now)
 
     def _give_back(self, key: msg.AttemptKey, now: float) -> None:
         """End an attempt that has not begun: an outcome like any other, so that it is not lost on the way."""
-        self._specs.pop(key, None)
+        self._room.discard(key)
         self._end(msg.AttemptEnded(key, Outcome.PREEMPTED, 0.0, self.utc(now)))
 
     def on_acknowledged(self, sender: int, message: msg.Acknowledged, now: float) -> None:
@@ -230,13 +216,9 @@ class Worker:
         running = self._running.pop(key, None)
         if running is None:
             return
-        for name, amount in running.amounts.items():
-            self._used[name] -= amount
-        self._short_count -= running.is_short
-        if ended.started_s and running.spec.type in self._handler_types:
-            duration_s = ended.ended_s - ended.started_s
-            mean_s = self._mean_s.get(running.spec.type, duration_s)
-            self._mean_s[running.spec.type] = mean_s + (duration_s - mean_s) * 0.1
+        self._room.release(running.place)
+        if ended.started_s:
+            self._room.ran(running.spec.type, ended.ended_s - ended.started_s)
         if self._limits:
             self._limits.clear(("timeout", key))
             self._limits.clear(("grace", key))
@@ -265,10 +247,10 @@ class Worker:
     def on_offer_changed(self, event: ev.OfferChanged, now: float) -> None:
         """The configuration or the handlers have changed. What waits goes back: it may not fit any more."""
         self.offer = event.offer
-        self._handler_types = frozenset(handler.type for handler in event.offer.handlers)
+        self._room.change(event.offer)
         if self.leader is not None and not self.is_stopping:
             self._effects.append(Send(self.leader, msg.Offering(event.offer)))
-        for key in list(self._specs):
+        for key in list(self._room):
             self._give_back(key, now)
 
     def on_stop_wanted(self, event: ev.StopWanted, now: float) -> None:
@@ -278,7 +260,7 @@ class Worker:
         self.is_stopping = True
         if self.leader is not None:
             self._effects.append(Send(self.leader, msg.Offering(NOTHING_OFFERED)))
-        for key in list(self._specs):
+        for key in list(self._room):
             self._give_back(key, now)
         for key, running in self._running.items():
             running.is_stopped = True
@@ -298,7 +280,7 @@ class Worker:
 
     @property
     def waiting_count(self) -> int:
-        return len(self._specs)
+        return len(self._room)
 
     @property
     def unacknowledged_count(self) -> int:
@@ -322,7 +304,7 @@ class Worker:
                 self._effects.append(Kill(key))
         for timer in self._timers.pop_due(now):
             if timer == "inventory" and self.leader is not None:
-                keys = (*self._running, *self._specs, *self._unacknowledged)
+                keys = (*self._running, *self._room, *self._unacknowledged)
                 self._effects.append(Send(self.leader, msg.Inventory(self._runs_seen, keys)))
                 self._timers.set("inventory", now + INVENTORY_S)
                 self._send_again()
@@ -346,9 +328,11 @@ class Worker:
         """At the end of a turn: start what fits, and report what ended."""
         if self._unreported:
             self._report_started()
-        begins = self._take_fitting()
+        begins = self._room.take_fitting(len(self._running))
         if begins:
-            self._effects.append(Start(begins))
+            for key, spec, place in begins:
+                self._running[key] = _Running(spec, place)
+            self._effects.append(Start([Begin(key, spec) for key, spec, _ in begins]))
         if self._ended or self._forgotten:
             self._effects.append(Journal(None, [], self._ended, self._forgotten))
         if self._registered and self._ended:
@@ -369,68 +353,6 @@ class Worker:
             size += len(attempt.report)
         if batch:
             self._effects.append(Send(self.leader, msg.Finished(tuple(batch))))
-
-    # -- Room ----------------------------------------------------------------------------------------------------------
-
-    def _take_fitting(self) -> list[Begin]:
-        """Take waiting attempts that fit, best first. One that does not fit lets smaller ones behind it pass: the
-        leader sends no more than fits, so that it does not wait long."""
-        begins: list[Begin] = []
-        if len(self._waiting) > SCANNED_MAX + 2 * len(self._specs):  # Mostly given back.
-            self._waiting = [entry for entry in self._waiting if entry[4] in self._specs]
-            heapify(self._waiting)
-        aside: list[tuple[int, float, bytes, int, msg.AttemptKey]] = []
-        waiting, specs = self._waiting, self._specs
-        while waiting and len(aside) < SCANNED_MAX:
-            key = waiting[0][4]
-            spec = specs.get(key)
-            if spec is None:
-                heappop(waiting)  # Cancelled or given back.
-                continue
-            is_short = spec.type in self._handler_types and self._mean_s.get(spec.type, 1.0) < SHORT_CALL_S
-            if not self._has_slot(is_short):
-                break
-            entry = heappop(waiting)
-            amounts = self._amounts(spec, is_short)
-            if amounts and any(
-                self._used[name] + amount > self.offer.capacity.get(name, 0) for name, amount in amounts.items()
-            ):
-                aside.append(entry)
-                continue
-            del specs[key]
-            for name, amount in amounts.items():
-                self._used[name] += amount
-            self._short_count += is_short
-            self._running[key] = _Running(spec, amounts, is_short)
-            begins.append(Begin(key, spec))
-        for entry in aside:
-            heappush(waiting, entry)
-        return begins
-
-    def _has_slot(self, is_short: bool) -> bool:
-        """Whether a slot is free: short calls share one, everything else has its own."""
-        short_count = self._short_count
-        others = len(self._running) - short_count
-        return others + (not is_short) + ceil((short_count + is_short) / CALLS_PER_SLOT) <= self.offer.slots
-
-    def _could_run(self, spec: TaskSpec) -> bool:
-        """Whether it could run here on an idle machine. The offer may have changed while the task was on its way."""
-        offer = self.offer
-        is_known = spec.type in offer.types or spec.type in self._handler_types
-        return (
-            is_known
-            and offer.slots > 0
-            and all(offer.capacity.get(name, 0) >= amount for name, amount in spec.resources.items())
-        )
-
-    def _amounts(self, spec: TaskSpec, is_short: bool) -> dict[str, int]:
-        """What an attempt takes; short calls queue behind each other in their processes and take nothing more."""
-        if is_short and not spec.resources:
-            return {}
-        amounts = {name: amount for name, amount in spec.resources.items() if amount > 0}
-        if "cpus" not in amounts:
-            amounts["cpus"] = self.offer.capacity.get("cpus", 0) // max(self.offer.slots, 1)
-        return amounts
 
     def _log(self, level: str, event: str, **fields: object) -> None:
         self._effects.append(Log(level, event, fields))

@@ -713,8 +713,7 @@ def test_an_attempt_the_worker_never_heard_of_is_found_by_the_inventory(world: W
     (task,) = world.submit()
     key = next(iter(world.hosts[11].running))
     worker = world.hosts[11].node.worker
-    del worker._running[key]
-    worker._used.clear()
+    worker._room.release(worker._running.pop(key).place)
     world.hosts[11].running.clear()
     world.run(11)
     assert world.outcomes(task)[0] is Outcome.LOST

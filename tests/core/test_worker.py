@@ -6,12 +6,12 @@ import pytest
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
+from taskd.core.room import SCANNED_MAX
 from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import Outcome, TaskSpec, decode_report, encode
 from taskd.core.worker import (
     FINISHED_BYTES_MAX,
     INVENTORY_S,
-    SCANNED_MAX,
     STOP_ACKNOWLEDGED_S,
     Worker,
 )
@@ -244,7 +244,7 @@ def test_a_run_of_what_was_given_back_leaves_no_room_taken(bench: Bench) -> None
         bench.run(key)
         bench.worker.on_recall(1, msg.Recall(TERM, (key,)), NOW)
         assert finished(bench.settle()) == {key: Outcome.PREEMPTED}
-    assert len(bench.worker._waiting) <= SCANNED_MAX + 3
+    assert len(bench.worker._room._waiting) <= SCANNED_MAX + 3
 
 
 def test_progress_of_an_unknown_attempt_is_passed_over(bench: Bench) -> None:

@@ -1,0 +1,55 @@
+"""What the cluster remembers of its nodes, those that are away included; written down and copied like tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from taskd.core.outbox import Outbox
+from taskd.protocol.messages import NodeInfo, NodeRow
+
+AWAY_MAX_S = 7 * 86_400.0  # A scheduler that was not here for so long is taken for given up.
+
+
+class KnownNodes:
+    """Node rows by node id, as they are on the disk or on their way there."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._rows: dict[int, NodeRow] = {}
+
+    def __iter__(self) -> Iterator[NodeRow]:
+        return iter(self._rows.values())
+
+    def get(self, node_id: int) -> NodeRow | None:
+        return self._rows.get(node_id)
+
+    def load(self, rows: list[NodeRow]) -> None:
+        """What the disk holds at start."""
+        self._rows = {row.node_id: row for row in rows}
+
+    def write(self, row: NodeRow) -> None:
+        """Remember this; nothing is written where nothing has changed."""
+        if self._rows.get(row.node_id) != row:
+            self._rows[row.node_id] = row
+            self._outbox.node(row)
+
+    def write_scheduler(self, node: NodeInfo, seen_s: float) -> None:
+        """Remember a scheduler: `seen_s` is when it last held everything, 0 for never."""
+        old = self._rows.get(node.node_id)
+        drain_reason = old.drain_reason if old is not None else None
+        self.write(NodeRow(node.node_id, node.name, node.roles, drain_reason, seen_s))
+
+    def learn(self, row: NodeRow) -> bool:
+        """What another leader remembered counts where it is newer; whether it was."""
+        old = self._rows.get(row.node_id)
+        if old is not None and old.seen_s >= row.seen_s:
+            return False
+        self.write(row)
+        return True
+
+    def workers(self) -> Iterator[NodeRow]:
+        return (row for row in self._rows.values() if "worker" in row.roles)
+
+    def schedulers(self, now_s: float) -> Iterator[NodeRow]:
+        """Those that have not been given up."""
+        return (row for row in self._rows.values() if "scheduler" in row.roles and row.seen_s > now_s - AWAY_MAX_S)
