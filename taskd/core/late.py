@@ -2,7 +2,8 @@
 
 A success decides a task that is undecided, whoever asked for it: the work is done. Of a task that is decided, the
 result is written down beside it, so that second runs can be seen. What we cannot judge, because its leader's rows are
-not here yet, stays with the worker, which sends it again.
+not here yet, stays with the worker, which sends it again; once all schedulers are here and none knows of it, the disk
+that did is lost.
 """
 
 from __future__ import annotations
@@ -32,16 +33,22 @@ class LateResults:
         self._stats = stats
 
     def take(
-        self, sender: int, late: list[AttemptEnded], now_s: float, call_off: CallOff, acknowledge: Acknowledge
+        self,
+        sender: int,
+        late: list[AttemptEnded],
+        now_s: float,
+        is_complete: bool,
+        call_off: CallOff,
+        acknowledge: Acknowledge,
     ) -> list[AttemptKey]:
         """Use them; returns those that may be acknowledged with what is written now. Others are acknowledged later, by
-        `acknowledge`, or never."""
+        `acknowledge`, or not at all. `is_complete`: everything that any scheduler knows is here."""
         ready: list[AttemptKey] = []
         decided: list[AttemptEnded] = []
         for ended in late:
             key = ended.key
             task = self._ledger.tasks.get(key.task_id)
-            is_known = self._outbox.seen.covers(Dot(key.term, key.lsn))
+            is_known = self._outbox.seen.covers(Dot(key.term, key.lsn)) or is_complete
             if task is not None and ended.outcome == Outcome.OK:
                 superseded = task.key
                 if superseded is not None:

@@ -66,6 +66,7 @@ class Leader:
         self._acknowledged: dict[int, list[msg.AttemptKey]] = {}
         self.is_stopping = False
         self.is_merging: Callable[[], bool] = lambda: False
+        self.is_complete: Callable[[float], bool] = lambda now: True  # everything that any scheduler knows is here
 
     # -- The begin of a reign ------------------------------------------------------------------------------------------
 
@@ -192,7 +193,8 @@ class Leader:
             self.ledger.ended(task, ended, now_s)
             acknowledged.append(ended.key)
         if late:
-            acknowledged += self._late.take(sender, late, now_s, self._call_off, self._acknowledge)
+            is_complete = self.is_complete(now)
+            acknowledged += self._late.take(sender, late, now_s, is_complete, self._call_off, self._acknowledge)
         self._unplaced = True
 
     def _call_off(self, worker_id: int, task: Task, key: msg.AttemptKey) -> None:

@@ -66,6 +66,12 @@ class Leadership:
         """Whether we decide."""
         return self.leader is not None
 
+    def away(self, now: float) -> list[msg.NodeRow]:
+        """Other schedulers that the cluster has had lately and that hold no copy of everything now."""
+        here = self.feed.in_sync if self.feed is not None else []
+        now_s = self.utc(now)
+        return [row for row in self.nodes.schedulers(now_s) if row.node_id not in (self.node.node_id, *here)]
+
     # -- Whom we follow ------------------------------------------------------------------------------------------------
 
     def _standing(self, now: float) -> tuple[msg.Term | None, bool]:
@@ -167,6 +173,7 @@ class Leadership:
         merger = Merger(self.outbox, self._reads, self._learn_node, leader.adoption)
         self._merger = merger
         leader.is_merging = lambda: merger.is_busy
+        leader.is_complete = lambda now: not merger.is_busy and not self.away(now)
         self.feed = Feed(leader.term, self.settings, self.outbox, self._giver, merger, self._say, leader.merged)
         self.stats.leader_changes += 1
         self._log("info", "leading", epoch=leader.term.epoch, tasks=len(leader.ledger.tasks))

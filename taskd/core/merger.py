@@ -13,7 +13,7 @@ from typing import Protocol
 
 from taskd.core.effects import Log, Purge, ReadIds, ReadRows, Send, Superseded
 from taskd.core.events import IdsRead, RowsRead
-from taskd.core.join import Joined, join, same
+from taskd.core.join import Joined, join
 from taskd.core.outbox import Continue, Outbox
 from taskd.core.reads import Reads
 from taskd.core.seen import Seen
@@ -181,9 +181,8 @@ class Merger:
         elif self._target is None and theirs.covers(mine.dot):
             self._write(row, mine, now)
         else:
-            joined = join(mine, row)
-            if not same(mine, joined):
-                self._write(_joined_row(mine, joined, self._dot), mine, now)
+            # Written even where it says what ours says: all stores are to hold the same row in the end.
+            self._write(_joined_row(mine, join(mine, row), self._dot), mine, now)
 
     @property
     def _dot(self) -> Dot:

@@ -111,7 +111,8 @@ class Outbox:
         """With the next commit we hold everything that these cover."""
         seen = self._open.seen
         for dot in dots:
-            seen[dot.term] = max(dot.lsn, seen.get(dot.term, 0))
+            if dot.lsn > max(self.seen.lsn_of(dot.term), seen.get(dot.term, 0)):
+                seen[dot.term] = dot.lsn
 
     def remember_purge(self, dot: Dot) -> None:
         """The last purge that was followed."""

@@ -103,7 +103,7 @@ class Replica:
             outbox.follow_purge(Purge(page.after, page.until, page.present, page.seen))
             self._swept = True
         if not page.is_last:
-            outbox.then(Send(sender, msg.PageTaken(page.term, page.number)))
+            self._answer(msg.PageTaken(page.term, page.number))
             return
         outbox.see(page.seen)
         given_lsn = Seen(page.seen).lsn_of(page.term)
@@ -114,7 +114,7 @@ class Replica:
             outbox.remember_purge(msg.Dot(page.term, given_lsn))
         self.stage = Stage.IN_SYNC
         self.has_caught_up = True
-        outbox.then(Send(sender, msg.Replicated(page.term, self._streamed_lsn)))
+        self._answer(msg.Replicated(page.term, self._streamed_lsn))
         outbox.then(Log("info", "caught up with the leader", {"leader": sender, "lsn": self._streamed_lsn}))
 
     def replicate(self, sender: int, message: msg.Replicate, now: float) -> None:
@@ -144,6 +144,15 @@ class Replica:
         self._streamed_lsn = message.lsn
         if self.stage is Stage.IN_SYNC:
             outbox.see([*message.seen, dot])
-            outbox.then(Send(sender, msg.Replicated(message.term, message.lsn)))
+            self._answer(msg.Replicated(message.term, message.lsn))
         else:
             self._seen_meanwhile += message.seen
+
+    def _answer(self, message: msg.PageTaken | msg.Replicated) -> None:
+        """Tell the leader, once all this is durable and unless we have obeyed another one by then."""
+
+        def answer(now: float) -> None:
+            if self.term == message.term:
+                self._say(Send(message.term.node_id, message))
+
+        self._outbox.then(Continue(answer))

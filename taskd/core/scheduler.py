@@ -61,12 +61,6 @@ class Scheduler(Leadership):
         """Of what is accepted now."""
         return "replicated" if self.feed is not None and self.feed.in_sync else "local"
 
-    def away(self, now: float) -> list[msg.NodeRow]:
-        """Other schedulers that the cluster has had lately and that hold no copy of everything now."""
-        here = self.feed.in_sync if self.feed is not None else []
-        now_s = self.utc(now)
-        return [row for row in self.nodes.schedulers(now_s) if row.node_id not in (self.node.node_id, *here)]
-
     def is_provisional(self, row: msg.TaskRow, now: float) -> bool:
         """Whether a result may still be superseded: a scheduler was away when it was decided, and still is."""
         return row.finished_s > 0 and any(other.seen_s < row.finished_s for other in self.away(now))

@@ -111,7 +111,7 @@ class Worker:
 
     def on_peer_up(self, event: ev.PeerUp) -> None:
         """A scheduler is connected: it hears whom we follow, and says whom it follows."""
-        if "scheduler" in event.node.roles:
+        if "scheduler" in event.node.roles and "scheduler" not in self.node.roles:
             self._schedulers[event.node.node_id] = None
             self._effects.append(Send(event.node.node_id, self._standing))
 
@@ -137,7 +137,8 @@ class Worker:
         self._tell_schedulers()
 
     def _tell_schedulers(self) -> None:
-        """Say whom we follow: a scheduler that cannot hear the leader learns from us that there is one."""
+        """Say whom we follow: a scheduler that cannot hear the leader learns from us that there is one. A node that is
+        a scheduler too speaks as that alone."""
         for node_id in self._schedulers:
             self._effects.append(Send(node_id, self._standing))
 
