@@ -52,7 +52,7 @@ class Leadership:
         self._is_founder = is_founder
         self._said: list[Effect] = []  # to be done at once
         self._reads = Reads(self._say)
-        self._giver = Giver(self.outbox, self._reads, self._say, lambda: list(self.nodes))
+        self._giver = Giver(self.outbox, self._reads, self._say, lambda: list(self.nodes.values()))
         self.replica = Replica(self.outbox, self._giver, self._say, self.nodes.write)
         self._connected: dict[int, msg.NodeInfo] = {}
         self._owed: tuple[int, msg.Claim] | None = None  # a claim that we answer once everything of ours is durable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from taskd.core.outbox import Outbox
 from taskd.protocol.messages import NodeInfo, NodeRow
@@ -10,18 +10,21 @@ from taskd.protocol.messages import NodeInfo, NodeRow
 AWAY_MAX_S = 7 * 86_400.0  # A scheduler that was not here for so long is taken for given up.
 
 
-class KnownNodes:
+class KnownNodes(Mapping[int, NodeRow]):
     """Node rows by node id, as they are on the disk or on their way there."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._rows: dict[int, NodeRow] = {}
 
-    def __iter__(self) -> Iterator[NodeRow]:
-        return iter(self._rows.values())
+    def __getitem__(self, node_id: int) -> NodeRow:
+        return self._rows[node_id]
 
-    def get(self, node_id: int) -> NodeRow | None:
-        return self._rows.get(node_id)
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def load(self, rows: list[NodeRow]) -> None:
         """What the disk holds at start."""
