@@ -85,7 +85,15 @@ class Feed:
         self.last_lsn = 0  # streamed
         self._progress_at = 0.0  # when a standby last brought us on, or had nothing to do
         self._timers: Deadlines[str] = Deadlines()
+        self._is_told = False  # that there are copies
         self._went: dict[int, list[float]] = {}  # when standbys went away, by node id
+
+    def expect(self, now: float) -> None:
+        """Others are connected that are about to follow us: what is promised waits a moment for them, so that a change
+        of leaders is no gap in the copies."""
+        self._outbox.needs_copy = True
+        self._progress_at = now
+        self._check_copies(now)
 
     # -- Who is there --------------------------------------------------------------------------------------------------
 
@@ -202,8 +210,8 @@ class Feed:
         self._outbox.refuses_local = self.settings.min_replicas > 0
         if self.in_sync:
             self._timers.clear("lonely")
-            if not self._outbox.needs_copy:
-                self._outbox.needs_copy = True
+            if not self._is_told:
+                self._outbox.needs_copy = self._is_told = True
                 self._progress_at = now
                 self._tell("durability.replicated", "a standby keeps a copy of everything")
         elif self._outbox.needs_copy:
@@ -219,6 +227,7 @@ class Feed:
             if timer == "stall":
                 self._give_up_stalled(now)
             elif timer == "lonely" and not self.in_sync:
+                self._is_told = False
                 text = "no standby keeps a copy any more: what is accepted from now on is on this machine's disk alone"
                 self._log("warning", "durability is local", reason=text)
                 self._tell("durability.local", text)

@@ -75,7 +75,8 @@ class LateResults:
 
         def found(event: RowsRead, now: float) -> None:
             for row in event.rows:
-                if row.id in self._ledger.tasks or row.id in self._outbox:
+                is_outdated = self._outbox.recent.is_outdated(row.id, row)
+                if row.id in self._ledger.tasks or row.id in self._outbox or is_outdated:
                     by_id.pop(row.id)  # It changes right now; the worker sends the result again.
                     continue
                 task = Task.from_row(row)

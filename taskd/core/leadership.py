@@ -182,6 +182,8 @@ class Leadership:
         for node in self.election.schedulers():
             if self.nodes.get(node.node_id) is None:
                 self.nodes.write_scheduler(node, self.utc(now))
+        if any(True for _ in self.election.schedulers()):
+            self.feed.expect(now)
         leader.begin(now)
 
     def _learn_node(self, row: msg.NodeRow) -> None:

@@ -252,7 +252,8 @@ class Ledger:
         if late is None:
             late = Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, ended.started_s)
             attempts.insert(max(0, len(attempts) - 1), late)  # The last one speaks for the task.
-        if late.outcome in (None, Outcome.LOST) and late is not attempts[-1]:
+        speaks = task.state.is_final and late is attempts[-1]
+        if late.outcome is None or (late.outcome is Outcome.LOST and not speaks):
             _write_result(late, ended)
         self._outbox.update(task)
 

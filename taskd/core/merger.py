@@ -106,7 +106,7 @@ class Merger:
         for row in rows:
             if target is not None and target.has(row.id):
                 self._merge(row, target.current(row.id), theirs, now)
-            elif row.id in self._outbox:
+            elif row.id in self._outbox or self._outbox.recent.is_outdated(row.id, found.get(row.id)):
                 changed.append(row)  # It has changed while we read: read again.
             else:
                 self._merge(row, found.get(row.id), theirs, now)

@@ -238,7 +238,11 @@ class Outbox:
             assert not batch.inserted, "tasks are written by leaders alone"
             assert not batch.updated, "tasks are written by leaders alone"
         for row in batch.taken:
-            self.recent.note(row.dot, [row.id])
+            if not self.recent.is_outdated(row.id, row):
+                self.recent.note(row.dot, [row.id])
+        self.recent.forget(batch.purged)
+        if batch.purges:
+            self.recent.forget_all()
         if batch.last_purge is not None:
             self.last_purge = batch.last_purge
         if changes:

@@ -1,25 +1,60 @@
-"""placeholder until the real one lands"""
+"""Which tasks changed last, so that a peer that lacks only a little is served without looking through the table."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from taskd.core.seen import Seen
-from taskd.protocol.messages import Dot
+from taskd.protocol.messages import Dot, TaskRow, Term
+
+IDS_MAX = 50_000
 
 
 class Recent:
-    def __init__(self, seen: Seen, ids_max: int = 50_000) -> None:
-        self._floor = seen.copy()
-        self._notes: list[tuple[Dot, list[bytes]]] = []
+    """The last change of each task that changed lately. Everything up to `seen`, where it begins, counts as forgotten;
+    beyond `ids_max` tasks the oldest changes are."""
 
-    def note(self, dot: Dot, ids: list[bytes]) -> None:
-        self._notes.append((dot, ids))
+    def __init__(self, seen: Seen, ids_max: int = IDS_MAX) -> None:
+        self._ids_max = ids_max
+        self._floor = seen.copy()  # of each term: up to there it knows nothing
+        self._last: dict[bytes, Dot] = {}  # in the order of the changes
+
+    def note(self, dot: Dot, ids: Iterable[bytes]) -> None:
+        """Tasks have changed with this commit, or rows of it have come from elsewhere."""
+        last = self._last
+        for task_id in ids:
+            last.pop(task_id, None)
+            last[task_id] = dot
+        while len(last) > self._ids_max:
+            oldest = next(iter(last))
+            self._floor.advance(last.pop(oldest))
+
+    def forget(self, ids: Iterable[bytes]) -> None:
+        """These tasks were purged."""
+        for task_id in ids:
+            self._last.pop(task_id, None)
+
+    def forget_all(self) -> None:
+        """Tasks were purged, and which is not known here."""
+        for dot in self._last.values():
+            self._floor.advance(dot)
+        self._last.clear()
+
+    def is_outdated(self, task_id: bytes, row: TaskRow | None) -> bool:
+        """Whether a task has changed since this row, or its absence, was read."""
+        last = self._last.get(task_id)
+        return last is not None and (row is None or row.dot.rank() < last.rank())
 
     def beyond(self, theirs: Seen, ours: Seen) -> list[bytes] | None:
+        """The tasks whose last change `theirs` does not cover and `ours` does; None where that goes further back than
+        what is remembered."""
+        lacking: set[Term] = set()
         for dot in ours.dots():
-            if theirs.lsn_of(dot.term) < min(dot.lsn, self._floor.lsn_of(dot.term)):
-                return None
-        found: dict[bytes, None] = {}
-        for dot, ids in self._notes:
-            if not theirs.covers(dot):
-                found.update(dict.fromkeys(ids))
-        return list(found)
+            known = theirs.lsn_of(dot.term)
+            if known < dot.lsn:
+                if known < self._floor.lsn_of(dot.term):
+                    return None
+                lacking.add(dot.term)
+        if not lacking:
+            return []
+        return [task_id for task_id, dot in self._last.items() if dot.term in lacking and not theirs.covers(dot)]
