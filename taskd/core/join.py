@@ -14,7 +14,6 @@ from taskd.core.task import Attempt, Outcome, Record, TaskState, decode_record
 from taskd.protocol.messages import Dot, TaskRow, Term
 
 RAN_TWICE = "it was handed out twice while the cluster was divided"
-DECIDED_ELSEWHERE = "another attempt decided the task while the cluster was divided"
 
 _RANK = {
     TaskState.EXPIRED: 1, TaskState.CANCELLED: 2, TaskState.FAILED: 3, TaskState.TIMED_OUT: 3, TaskState.SUCCEEDED: 4,
@@ -43,7 +42,7 @@ def join(mine: TaskRow, theirs: TaskRow) -> Joined:
     final = [(row, record) for row, record in ((mine, one), (theirs, other)) if TaskState(row.state).is_final]
     if final:
         row, winner = max(final, key=lambda it: _decision_rank(*it))
-        attempts = _closed_but(attempts, None, DECIDED_ELSEWHERE)
+        attempts = _closed_but(attempts, None)
         if winner.attempts:  # The one that speaks for the task is the last.
             token = _token(winner.attempts[-1])
             attempts.sort(key=lambda attempt: (_token(attempt) == token, _token(attempt)))
@@ -51,7 +50,7 @@ def join(mine: TaskRow, theirs: TaskRow) -> Joined:
         return Joined(TaskState(row.state), record, changed_s, row.finished_s)
     still_open = [attempt for attempt in attempts if attempt.outcome is None]
     current = max(still_open, key=lambda attempt: (attempt.term.rank(), attempt.lsn), default=None)
-    attempts = _closed_but(attempts, current, RAN_TWICE)
+    attempts = _closed_but(attempts, current)
     attempts.sort(key=lambda attempt: (attempt is current, _token(attempt)))
     due_s = max(one.due_s, other.due_s) if current is None else 0.0
     record = Record(attempts, cancel_wanted, due_s, "", accepted, None)
@@ -111,14 +110,15 @@ def _progress(attempt: Attempt) -> tuple[object, ...]:
     return stage, -int(outcome), attempt.ended_s, attempt.report, attempt.reason
 
 
-def _closed_but(attempts: list[Attempt], current: Attempt | None, reason: str) -> list[Attempt]:
-    """The attempts, all open ones but `current` given up."""
+def _closed_but(attempts: list[Attempt], current: Attempt | None) -> list[Attempt]:
+    """The attempts, all open ones but `current` given up. All that is written is known in every version of them, so
+    that it does not matter in which join it is done."""
     return [
         attempt
         if attempt.outcome is not None or attempt is current
         else Attempt(
             attempt.number, attempt.term, attempt.lsn, attempt.worker, attempt.dispatched_s, attempt.started_s,
-            max(attempt.started_s, attempt.dispatched_s), Outcome.LOST, b"", reason,
+            attempt.dispatched_s, Outcome.LOST, b"", RAN_TWICE,
         )
         for attempt in attempts
     ]  # fmt: skip
