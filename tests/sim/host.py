@@ -25,6 +25,7 @@ UTC_S = 1_800_000_000.0  # When simulated time begins.
 STALL_S = 1.25  # The shell tells of pauses that last longer.
 JOURNAL_SYNC_S = 0.5
 CLOCK_CHECK_S = 0.5
+TIMER_S = 0.001  # At most, by which a timer is late.
 TICKS_MAX = 200  # Without that time goes on: then a deadline stays in the past, and a real daemon would spin.
 
 
@@ -77,7 +78,7 @@ class Host:
         self.fails_read = False
         self._backlog: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._turn_is_due = False
-        self._timer_at = float("inf")
+        self._timer_at = self._due_at = float("inf")
         self._ticked = (-1.0, 0)
         self._do: dict[type[fx.Effect], Callable[[Any], None]] = {
             fx.Send: self._send, fx.Disconnect: self._disconnect, fx.Commit: self._commit,
@@ -124,7 +125,7 @@ class Host:
         self.paused_since = None
         self._backlog.clear()
         self._turn_is_due = False
-        self._timer_at = float("inf")
+        self._timer_at = self._due_at = float("inf")
         self.peers, self.relay, self.processes = Peers(world, self), Relay(world, self), Processes(world, self)
         self.node = Node(
             self.info, Random(random.getrandbits(64)), self.settings if self.is_scheduler else None,
@@ -244,7 +245,12 @@ class Host:
     def _turn(self) -> None:
         self._turn_is_due = False
         do, world = self._do, self.world
-        for effect in self.node.take_effects(self.monotonic()):
+        effects = self.node.take_effects(self.monotonic())
+        for effect in effects:
+            if type(effect) is fx.Commit:
+                # Decided, whether or not it comes to be written: others may hear of it first.
+                world.referee.on_commit_asked(self, effect)
+        for effect in effects:
             if self.effects_left is not None:
                 self.effects_left -= 1
                 if self.effects_left < 0:
@@ -269,26 +275,29 @@ class Host:
         self.world.restart_later(self)
 
     def _set_timer(self) -> None:
+        """Tick when the node's next deadline has come. An earlier timer looks again instead of being moved."""
         due = self.node.next_deadline(self.monotonic())
-        if due is None:
-            return
         engine = self.world.engine
-        at = max(due - self.base_s, engine.now) + 0.001 * engine.random.random()
-        if at < self._timer_at:
-            self._timer_at = at
-            engine.at(at, self.hear_as, self.boot, self._on_timer, at)
+        self._due_at = float("inf")
+        if due is not None:
+            self._due_at = max(due - self.base_s, engine.now) + TIMER_S * engine.random.random()
+            self._sleep_until(self._due_at)
+
+    def _sleep_until(self, time: float) -> None:
+        if time < self._timer_at:
+            self._timer_at = time
+            self.world.engine.at(time, self.hear_as, self.boot, self._on_timer, time)
 
     def _on_timer(self, at: float) -> None:
         if at != self._timer_at:
             return
         self._timer_at = float("inf")
-        now = self.monotonic()
-        due = self.node.next_deadline(now)
-        if due is not None and due <= now:
+        if self._due_at <= self.world.engine.now:
+            self._due_at = float("inf")
             self._count_tick()
             self.tell(ev.Ticked())
-        else:
-            self._set_timer()
+        elif self._due_at < float("inf"):
+            self._sleep_until(self._due_at)
 
     def _count_tick(self) -> None:
         moment = round(self.world.engine.now, 1)
@@ -327,7 +336,6 @@ class Host:
         if self.commit is not None:
             raise Violation("11", f"{self.name} asks for two commits at once")
         self.commit = effect
-        self.world.referee.on_commit_asked(self, effect)
         random = self.world.engine.random
         delay_s = self.commit_s * random.uniform(0.5, 2.0)
         # The store is a process of its own: it goes on where the daemon is paused.

@@ -221,7 +221,7 @@ class End:
             return
         self.closed_since = self._engine.now
         self._queue.clear()
-        if tells_other:
+        if tells_other or self.other.is_open:
             self.pipe.end(is_cut_short=False)
         else:
             self.pipe.discard()

@@ -48,12 +48,21 @@ class Reign:
         self.is_said = False
 
 
+class Copy:
+    """A standby in sync, as its leader knows it."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.lsn = 0  # acknowledged
+        self.is_behind = False  # it took too long with a commit, and does not count until it has them all
+
+
 class Sight:
     """What one process has been told by others."""
 
     def __init__(self) -> None:
         self.says: dict[int, msg.Leading] = {}
-        self.synced: dict[int, float] = {}  # standbys in sync with our own term, and since when
+        self.synced: dict[int, Copy] = {}  # standbys in sync with our own term
         self.handed: Term | None = None  # the term that was handed over to us
         self.term: Term | None = None  # the greatest that a worker obeyed
         self.allowed: dict[AttemptKey, None] = {}  # attempts that a leader gave to this worker, rightly
@@ -73,7 +82,7 @@ class Referee:
         self.begun: dict[AttemptKey, int] = {}
         self.ended: dict[AttemptKey, Outcome] = {}
         self.accepted: dict[bytes, str] = {}  # with which durability
-        self.told: dict[bytes, int] = {}  # decisions that were announced
+        self.told: dict[bytes, tuple[int, Dot]] = {}  # the weightiest decision that was announced, and what made it
         self.purged: dict[bytes, None] = {}
         self.gone: dict[Database, dict[bytes, None]] = {}  # rows that were purged there
         self.excused: dict[bytes, None] = {}  # tasks of which something was on a lost disk alone
@@ -184,12 +193,17 @@ class Referee:
             if old is not None and is_final(old):
                 raise Violation("10", f"{host.name} has {row.id.hex()[-4:]} begin again after it was decided")
             spec = spec_of(row.spec)
-            if attempt.dispatched_s < spec.not_before_s:
+            # A task that one leader has let into the queue by its clock stays there.
+            is_early = attempt.dispatched_s < spec.not_before_s
+            if is_early and (old is None or old.state == TaskState.SCHEDULED):
                 raise Violation("10", f"{host.name} has {row.id.hex()[-4:]} begin before its time")
             losses = [it for it in record.attempts if it.outcome is Outcome.LOST and it.started_s]
             if spec.on_lost == "fail" and losses:
                 raise Violation("3", f"{host.name} has {row.id.hex()[-4:]} run again, and on_lost is fail")
             self.minted[key] = attempt.worker
+        if old is not None and old.state == TaskState.SCHEDULED and row.state == TaskState.QUEUED:
+            if host.utc() < spec_of(row.spec).not_before_s - self.world.clock_error_s - 0.001:
+                raise Violation("10", f"{host.name} takes {row.id.hex()[-4:]} for ready before its time")
         if row.state == TaskState.SUCCEEDED:
             self._check_success(row)
 
@@ -322,8 +336,26 @@ class Referee:
         if reign is None or reign.boot != host.boot:
             return
         asked_at = reign.commits[dot.lsn][0]
-        if any(since <= asked_at for since in self.sight(host).synced.values()) and not self._has_copy(host, dot):
-            raise Violation("1", f"{host.name} {what} of commit {dot.lsn}, and no standby in sync has that")
+        for copy in self.sight(host).synced.values():
+            self._look_behind(host, reign, copy)
+            if copy.since <= asked_at and not copy.is_behind and not self._has_copy(host, dot):
+                raise Violation("1", f"{host.name} {what} of commit {dot.lsn}, and no standby in sync has that")
+
+    def _look_behind(self, host: Host, reign: Reign, copy: Copy) -> None:
+        """A standby that acknowledges nothing for twice the grace counts as gone."""
+        commit = reign.commits.get(copy.lsn + 1)
+        if commit is not None and self.world.engine.now - commit[0] >= 2 * host.settings.standby_grace_s - 0.01:
+            copy.is_behind = True
+
+    def _on_replicated(self, host: Host, sender: int, message: msg.Replicated) -> None:
+        reign = self.reigns.get(message.term)
+        if reign is None or reign.boot != host.boot or host.database.term != message.term:
+            return
+        copy = self.sight(host).synced.setdefault(sender, Copy(self.world.engine.now))
+        self._look_behind(host, reign, copy)
+        copy.lsn = max(copy.lsn, message.lsn)
+        if copy.is_behind and copy.lsn >= len(reign.commits):
+            copy.is_behind, copy.since = False, self.world.engine.now
 
     def _has_copy(self, host: Host, dot: Dot) -> bool:
         return any(
@@ -335,7 +367,7 @@ class Referee:
         for key in message.keys:
             row = host.database.rows.get(key.task_id)
             if row is None:
-                if key.task_id in self.accepted and key.task_id not in self.purged and key.task_id not in self.excused:
+                if self._is_known_elsewhere(host, key.task_id):
                     raise Violation("6", f"{host.name} acknowledges {key}, and has no such task")
                 continue
             attempts = {key_of(row, attempt): attempt for attempt in record_of(row.record).attempts}
@@ -349,6 +381,12 @@ class Referee:
                 raise Violation("6", f"{host.name} acknowledges {key}, and its outcome is not on the disk")
             if key in self.closed:
                 self._check_copied(host, self.closed[key], "acknowledges an outcome")
+
+    def _is_known_elsewhere(self, host: Host, task_id: bytes) -> bool:
+        """Whether a scheduler that this one knows of has the task. What no disk has any more is asked for in vain."""
+        return task_id not in self.purged and any(
+            task_id in other.database.rows for other in self.world.schedulers if other.node_id in host.database.nodes
+        )
 
     def _sent_replicated(self, host: Host, to: int, message: msg.Replicated) -> None:
         database, term = host.database, message.term
@@ -405,9 +443,8 @@ class Referee:
         match message:
             case msg.Leading():
                 sight.says[sender] = message
-            case msg.Replicated(term, _):
-                if term in self.reigns and self.reigns[term].boot == host.boot and host.database.term == term:
-                    sight.synced.setdefault(sender, self.world.engine.now)
+            case msg.Replicated():
+                self._on_replicated(host, sender, message)
             case msg.HandOver(term, _):
                 sight.handed = term
             case msg.Claim(term, _):
@@ -516,13 +553,17 @@ class Referee:
                 continue
             if rank(row.state) < rank(change.state):
                 raise Violation("5", f"{host.name} announces {change.state.name}, and its disk says {row.state}")
-            told = self.told.get(change.id)
-            if told is not None and rank(told) > rank(change.state) and change.id not in self.excused:
-                raise Violation("5", f"{change.id.hex()[-4:]} was {TaskState(told).name}, and is {change.state.name} now")
             decided = record_of(row.record).decided
-            if decided is not None and row.state == change.state:
+            if decided is None:
+                raise Violation("5", f"{host.name} announces {change.id.hex()[-4:]}, and its row has no decision")
+            told = self.told.get(change.id)
+            if told is not None and rank(told[0]) > rank(change.state) and covers(host.database.seen, told[1]):
+                before = TaskState(told[0]).name
+                raise Violation("5", f"{change.id.hex()[-4:]} was {before}, and {host.name} makes it {change.state.name}")
+            if row.state == change.state:
                 self._check_copied(host, decided, "announces a decision")
-            self.told[change.id] = int(change.state)
+            if told is None or rank(told[0]) <= rank(change.state):
+                self.told[change.id] = (int(change.state), decided)
             sight.to_announce.pop(change.id, None)
 
     def on_rows_announced(self, host: Host, rows: list[TaskRow]) -> None:

@@ -55,6 +55,11 @@ def _work(world: World) -> str:
     return ""
 
 
+def decided_count(world: World) -> int:
+    """How many tasks are decided somewhere."""
+    return max(sum(map(is_final, host.database.rows.values())) for host in world.schedulers)
+
+
 def _leftovers(world: World) -> str:
     for host in world.members:
         scheduler, worker = host.node.scheduler, host.node.worker
@@ -95,7 +100,7 @@ def check_end(world: World) -> None:
     for task_id, durability in referee.accepted.items():
         if task_id not in rows and task_id not in referee.purged and task_id not in referee.excused:
             raise Violation("1", f"{task_id.hex()[-4:]} was accepted ({durability}) and is lost")
-    for task_id, told in referee.told.items():
+    for task_id, (told, _) in referee.told.items():
         row = rows.get(task_id)
         if row is not None and rank(row.state) < rank(told) and task_id not in referee.excused:
             raise Violation("5", f"{task_id.hex()[-4:]} was {TaskState(told).name}, and ends as {TaskState(row.state).name}")
@@ -119,6 +124,6 @@ def _check_memory(world: World) -> None:
                     if known.assigned or any(known.used.values()):
                         raise Violation("11", f"{host.name} thinks that {known.node_id} has work")
         if worker is not None:
-            lists = (worker._specs, worker._running, worker._unacknowledged, worker._unreported)
-            if any(lists) or any(worker._used.values()) or len(worker._limits):
+            lists = (worker._room, worker._running, worker._unacknowledged, worker._unreported)
+            if any(lists) or any(worker._room._used.values()) or len(worker._limits):
                 raise Violation("11", f"worker {host.name} keeps attempts in memory")

@@ -14,6 +14,8 @@ from tests.sim.network import HEARTBEAT_S, SILENCE_S, End
 if TYPE_CHECKING:
     from tests.sim.peers import Peers
 
+TIMER_S = 0.0001  # By which a timer is late: clocks of different origins are rounded differently.
+
 
 class WireEnd(End):
     """One node's end of a connection, payloads being bytes."""
@@ -105,7 +107,7 @@ class WireEnd(End):
         due = self._session.next_deadline() - self.peers.host.base_s
         if due < self._timer_at:
             self._timer_at = due
-            self._engine.at(max(due, self._engine.now), self.peers.host.hear, self._on_timer)
+            self._engine.at(max(due, self._engine.now) + TIMER_S, self.peers.host.hear, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_at = float("inf")

@@ -10,6 +10,7 @@ from taskd.core import effects as fx
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import units
 from taskd.protocol import messages as msg
+from tests.sim.brief import brief
 from tests.sim.clients import Clients
 from tests.sim.disk import Database
 from tests.sim.engine import Engine
@@ -154,7 +155,7 @@ class World:
     def note(self, host: Host, text: str, what: Any = None) -> None:
         """A line of the trace."""
         if self.is_traced:
-            detail = "" if what is None else f" {what!r}"
+            detail = "" if what is None else f" {brief(what)}"
             self.lines.append(f"{self.engine.now:10.5f} {host.name} {text}{detail}")
 
     def story(self, count: int) -> str:
