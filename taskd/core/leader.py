@@ -125,10 +125,12 @@ class Leader:
 
     def on_register(self, sender: int, message: msg.Register, now: float) -> None:
         """A worker brings its whole state. What it does not hold any more was lost; what is not wanted is cancelled."""
-        term = self.term
+        term, node = self.term, self._connected.get(sender)
+        if node is None:
+            return  # It has gone while this waited.
         self._arrived(sender)
         worker = self.roster.known(sender)
-        worker.arrives(self._connected[sender], message.offer, self.utc(now))
+        worker.arrives(node, message.offer, self.utc(now))
         self._grace.clear(sender)
         self._remember(worker)
         self.outbox.then(Send(sender, msg.Registered(term)))

@@ -148,7 +148,10 @@ class Scheduler(Leadership):
     def on_client(self, name: str, event: ev.Submitted | ev.CancelWanted | ev.DrainWanted, now: float) -> None:
         """A client's wish: `name` is the leader's method for it."""
         if self._pause:
-            self._pause.defer(partial(self.on_client, name, event))
+            # Which of the tasks are new may be another question by then: whoever asked finds that out again.
+            again = partial(self.on_client, name, event)
+            refuse = Reply(event.call, NoLeader())
+            self._pause.defer((lambda now: self._say(refuse)) if isinstance(event, ev.Submitted) else again)
         elif self.leader is None:
             self._say(Reply(event.call, NoLeader()))
         elif isinstance(event, ev.Submitted) and (refusal := self._refusal()) is not None:
