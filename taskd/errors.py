@@ -84,6 +84,10 @@ class Unavailable(TaskdError):
     code, status = "unavailable", 503
 
 
+class Stopping(Unavailable):
+    """This daemon is stopping; ask again."""
+
+
 class DiskFull(TaskdError):
     """The scheduler's disk is nearly full: no new tasks are taken until space is free again."""
 

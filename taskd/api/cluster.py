@@ -6,24 +6,30 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
+from msgspec.structs import replace
 
 from taskd.api.bodies import answer, decode, encode
+from taskd.api.cluster_types import ClusterView, EventView, Handlers, Health, Nodes, NodeView, Pointer
 from taskd.api.ids import id_text
-from taskd.api.parameters import Words
+from taskd.api.parameters import Flag, Words
 from taskd.api.selection import find_ids
 from taskd.api.service import ApiRequest, ApiResponse, Service
 from taskd.api.streams import close_stream
-from taskd.api.types import DrainRequest, EventView, Handlers, Health, Nodes, NodeView, Pointer
-from taskd.errors import Ambiguous, NotFound
+from taskd.api.types import DrainRequest
+from taskd.errors import Ambiguous, NotFound, TaskdError
 from taskd.version import VERSION
 
+LEADER_TIMEOUT_S = 2.0  # People wait for this answer, and it is of use without the leader's word too.
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 EVENTS_TYPE = "text/event-stream"
+LEADER_CHANGED = "leader.changed"
 RECONNECT_MS = 1000  # What a browser waits before it asks again, after a change of leaders say.
 
+OWN = Flag("own", "What the node that is asked knows, without asking the leader")
 KIND = Words("kind", "Kinds of events, or how they begin: task, task.failed, node, leader")
 TASK = Words("task", "Events of these tasks only")
 
+_read_view = msgspec.json.Decoder(ClusterView).decode
 _drain_request = msgspec.json.Decoder(DrainRequest)
 _POINTER = Pointer("taskd", VERSION, "/openapi.json", "/v1/cluster", "/v1/tasks")
 
@@ -72,8 +78,17 @@ def _find_node(text: str, service: Service) -> NodeView:
 
 
 async def cluster(request: ApiRequest, service: Service) -> ApiResponse:
-    """The cluster as the node that is asked knows it."""
-    return answer(service.cluster())
+    """The cluster as the leader sees it; as the node that is asked does, where it cannot tell."""
+    own = service.cluster()
+    if OWN.read(request.query) or own.leader is None or service.leads:
+        return answer(own)
+    try:
+        async with asyncio.timeout(LEADER_TIMEOUT_S):
+            response = await service.relay(replace(request, query={OWN.name: "1"}))
+        seen = _read_view(response.body)
+    except (TaskdError, TimeoutError, msgspec.DecodeError):
+        return answer(own)  # Being in trouble is what it is asked about most.
+    return answer(replace(seen, node_id=own.node_id, name=own.name, roles=own.roles, version=own.version))
 
 
 async def handlers(request: ApiRequest, service: Service) -> ApiResponse:
@@ -97,12 +112,24 @@ async def _events(service: Service, kinds: tuple[str, ...], tasks: set[str]) -> 
         event = await first
         while event is not None:
             if (not kinds or event.kind.startswith(kinds)) and (not tasks or event.id in tasks):
-                yield b"event: %b\ndata: %b\n\n" % (event.kind.encode(), encode(event))
+                yield _block(event)
             event = await _next(stream)
     finally:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         await close_stream(stream)
+
+
+def leader_changed(request: ApiRequest, leader: int, epoch: int, at_s: float) -> bytes:
+    """The event that another scheduler leads, as a stream asked for like this shows it; nothing where it does not."""
+    kinds = KIND.read(request.query)
+    if TASK.read(request.query) or (kinds and not LEADER_CHANGED.startswith(kinds)):
+        return b""
+    return _block(EventView(LEADER_CHANGED, at_s, node_id=leader, detail=f"epoch {epoch}"))
+
+
+def _block(event: EventView) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event.kind.encode(), encode(event))
 
 
 async def _next(stream: AsyncIterator[EventView]) -> EventView | None:

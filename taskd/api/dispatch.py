@@ -8,16 +8,21 @@ import logging
 import secrets
 from urllib.parse import urlencode
 
+import msgspec
 from msgspec.structs import replace
 
 from taskd.api.bodies import error_body
 from taskd.api.routes import Route, find_route
-from taskd.api.service import ApiRequest, ApiResponse, Service
+from taskd.api.selection import ROWS_AT_ONCE
+from taskd.api.service import ApiRequest, ApiResponse, OwnReads, Service
 from taskd.api.streams import begin
-from taskd.errors import Forbidden, InvalidRequest, NoLeader, TaskdError, TooLarge
+from taskd.api.types import ErrorAnswer
+from taskd.core.task import TaskState
+from taskd.errors import Forbidden, InvalidRequest, NoLeader, NotFound, Stopping, TaskdError, TooLarge
 
 TARGET_CHARS_MAX = 8192  # Of path and query together: what a relayed request can carry.
 
+_read_error = msgspec.json.Decoder(ErrorAnswer).decode
 _log = logging.getLogger("taskd.api")
 
 
@@ -25,27 +30,72 @@ async def dispatch(request: ApiRequest, service: Service, *, is_relayed: bool = 
     """Answer a request. Never raises but for cancellation; a stream in the answer raises TaskdError where it breaks.
 
     A request that another node relayed (`is_relayed`) is not relayed again: nodes that disagree about the leader would
-    pass it round for ever.
+    pass it round for ever. That node hears that we do not lead, or do so no longer, and asks whoever does next.
     """
     try:
         route, argument = find_route(request.method, request.path)
         _check(route, request)
+        if route.by_leader and not is_relayed:
+            return await _of_the_leader(route, argument, request, service)
         if route.by_leader and not service.leads:
-            if is_relayed:
-                raise NoLeader("the node that was taken for the leader does not lead; try again")
-            _check_target(request)
-            return await service.relay(request)
-        if argument:
-            request = replace(request, argument=argument)
-        response = await route.handler(request, service)
-        if response.stream is not None:
-            stream = await begin(response.stream, lambda: _unexpected(request))
-            return ApiResponse(response.status, response.content_type, stream=stream)
+            raise NoLeader("the node that was taken for the leader does not lead; try again")
+        return await _answer(route, argument, request, service)
+    except Stopping as error:
+        return error_response(NoLeader(error.message) if is_relayed else error)
     except TaskdError as error:
         return error_response(error)
     except Exception:
         return error_response(_unexpected(request))
-    return response
+
+
+def says_no_leader(response: ApiResponse) -> bool:
+    """Whether a relayed request was not answered because whoever was asked does not lead, or no longer."""
+    if response.status != NoLeader.status or response.stream is not None:
+        return False
+    try:
+        return _read_error(response.body).error.code == NoLeader.code
+    except msgspec.DecodeError:
+        return False
+
+
+async def _of_the_leader(route: Route, argument: str, request: ApiRequest, service: Service) -> ApiResponse:
+    """Answer a request of a local client that is the leader's to answer."""
+    if route.makes_tasks:
+        request = replace(request, first_id=service.new_task_id())
+    try:
+        if service.leads or await _is_known_here(route, argument, request, service):
+            return await _answer(route, argument, request, service)
+    except NoLeader:
+        pass  # It has ceased to lead, just now.
+    except NotFound:
+        if service.leads:
+            raise
+    _check_target(request)
+    return await service.relay(request)
+
+
+async def _is_known_here(route: Route, argument: str, request: ApiRequest, service: Service) -> bool:
+    """Whether a node that does not lead can tell what a request asks, as well as the leader could."""
+    if route.reads is None:
+        return False
+    allowed = await service.own_reads()
+    if allowed is not OwnReads.SETTLED:
+        return allowed is OwnReads.ALL
+    ids = route.reads(replace(request, argument=argument))
+    if not ids or len(ids) > ROWS_AT_ONCE:
+        return False
+    rows = service.rows(ids)
+    return len(rows) == len(ids) and all(TaskState(row.state).is_final for row in rows)
+
+
+async def _answer(route: Route, argument: str, request: ApiRequest, service: Service) -> ApiResponse:
+    if argument:
+        request = replace(request, argument=argument)
+    response = await route.handler(request, service)
+    if response.stream is None:
+        return response
+    stream = await begin(response.stream, lambda: _unexpected(request))
+    return ApiResponse(response.status, response.content_type, stream=stream)
 
 
 def error_response(error: TaskdError) -> ApiResponse:

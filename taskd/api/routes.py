@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
-from taskd.api import cluster, output, tasks, waiting
+from taskd.api import cluster, output, selection, tasks, waiting
+from taskd.api import cluster_types as ct
 from taskd.api import types as t
 from taskd.api.bodies import LINES
 from taskd.api.openapi import describe
@@ -43,6 +44,12 @@ class Route(Struct, frozen=True):
     body: object = None
     body_may_be_empty: bool = False
     by_leader: bool = True  # else by whichever node is asked
+    makes_tasks: bool = False
+    # It only reads tasks: those that this names, any where it gives None. A standby may know enough to answer.
+    reads: Callable[[ApiRequest], list[bytes] | None] | None = None
+    # A stream that breaks off is asked for again, of the next leader, where its lines are results, each of which is
+    # passed on once, or events, from then on.
+    resumes: Literal["", "results", "events"] = ""
     needs_admin: bool = False
     errors: tuple[int, ...] = ()
     otherwise: dict[int, object] = {}
@@ -67,18 +74,21 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/tasks", tasks.submit, "Submit one task or a list of them: all are taken or none",
         {JSON: (t.Accepted, t.AcceptedResults), LINES: (t.Accepted, t.TaskResult)},
         (tasks.WAIT, tasks.STREAM, tasks.KEY), t.Submission | list[t.Submission], errors=_SUBMIT_ERRORS,
+        makes_tasks=True, resumes="results",
     ),
     Route(
         "GET", "/v1/tasks", tasks.list_tasks, "List tasks, newest first", {JSON: (t.TaskPage,)},
         (tasks.STATE, tasks.QUEUE, tasks.TYPE, tasks.LABEL, tasks.OWNER, tasks.NAME, tasks.CURSOR, tasks.LIMIT),
+        reads=selection.unnamed,
     ),
     Route(
         "POST", "/v1/tasks/plan", tasks.plan, "Check a submission and say what it would become; nothing is taken",
         {JSON: (t.Plan,)}, body=t.Submission | list[t.Submission], errors=(413,),
     ),
     Route(
-        "POST", "/v1/tasks/wait", waiting.wait, "Wait until tasks have ended",
+        "POST", waiting.WAIT_PATH, waiting.wait, "Wait until tasks have ended",
         {JSON: (t.Waited,), LINES: (t.TaskResult,)}, body=t.WaitRequest, errors=(404, 409, 413),
+        reads=waiting.awaited_ids, resumes="results",
     ),
     Route(
         "POST", "/v1/tasks/cancel", tasks.cancel_selected, "Cancel the unfinished tasks of a selection",
@@ -86,21 +96,24 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "POST", "/v1/tasks/retry", tasks.retry_selected, "Submit the finished tasks of a selection again, as new ones",
-        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, *_SUBMIT_ERRORS),
+        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, *_SUBMIT_ERRORS), makes_tasks=True,
     ),
-    Route("GET", "/v1/tasks/{id}", tasks.show, "Show a task in full", {JSON: (t.TaskDetail,)}, errors=_TASK_ERRORS),
+    Route(
+        "GET", "/v1/tasks/{id}", tasks.show, "Show a task in full", {JSON: (t.TaskDetail,)}, errors=_TASK_ERRORS,
+        reads=selection.named_ids,
+    ),
     Route(
         "GET", "/v1/tasks/{id}/attempts", tasks.attempts, "All attempts of a task", {JSON: (t.Attempts,)},
-        errors=_TASK_ERRORS,
+        errors=_TASK_ERRORS, reads=selection.named_ids,
     ),
     Route(
         "GET", "/v1/tasks/{id}/output", output.output, "What a task wrote to its standard streams",
         {TEXT: (), LINES: (t.OutputPart,)}, (output.STREAM, output.FOLLOW, output.OFFSET, output.ATTEMPT),
-        errors=_TASK_ERRORS,
+        errors=_TASK_ERRORS, reads=selection.named_ids,
     ),
     Route(
         "GET", "/v1/tasks/{id}/result", waiting.result, "How a task ended, or how it stands", {JSON: (t.TaskResult,)},
-        (waiting.WAIT,), errors=_TASK_ERRORS,
+        (waiting.WAIT,), errors=_TASK_ERRORS, reads=selection.named_ids,
     ),
     Route(
         "GET", "/v1/tasks/{id}/explain", tasks.explain, "Why a task stands where it stands", {JSON: (t.Explanation,)},
@@ -109,35 +122,36 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, "Cancel a task", {JSON: (t.Acted,)}, errors=_TASK_ERRORS),
     Route(
         "POST", "/v1/tasks/{id}/retry", tasks.retry, "Submit a finished task again, as a new one", {JSON: (t.Acted,)},
-        errors=(404, *_SUBMIT_ERRORS),
+        errors=(404, *_SUBMIT_ERRORS), makes_tasks=True,
     ),
-    Route("GET", "/v1/nodes", cluster.nodes, "All nodes, those that are away included", {JSON: (t.Nodes,)}),
-    Route("GET", "/v1/nodes/{id}", cluster.node, "One node", {JSON: (t.NodeView,)}, errors=_TASK_ERRORS),
+    Route("GET", "/v1/nodes", cluster.nodes, "All nodes, those that are away included", {JSON: (ct.Nodes,)}),
+    Route("GET", "/v1/nodes/{id}", cluster.node, "One node", {JSON: (ct.NodeView,)}, errors=_TASK_ERRORS),
     Route(
         "POST", "/v1/nodes/{id}/drain", cluster.drain, "Give a node no new tasks; what runs there goes on",
-        {JSON: (t.NodeView,)}, body=t.DrainRequest, body_may_be_empty=True, needs_admin=True, errors=_TASK_ERRORS,
+        {JSON: (ct.NodeView,)}, body=t.DrainRequest, body_may_be_empty=True, needs_admin=True, errors=_TASK_ERRORS,
     ),
     Route(
-        "POST", "/v1/nodes/{id}/resume", cluster.resume, "Use a drained node again", {JSON: (t.NodeView,)},
+        "POST", "/v1/nodes/{id}/resume", cluster.resume, "Use a drained node again", {JSON: (ct.NodeView,)},
         needs_admin=True, errors=_TASK_ERRORS,
     ),
-    Route("GET", "/v1/handlers", cluster.handlers, "The types of tasks that handlers run", {JSON: (t.Handlers,)}),
+    Route("GET", "/v1/handlers", cluster.handlers, "The types of tasks that handlers run", {JSON: (ct.Handlers,)}),
     Route(
         "GET", "/v1/events", cluster.events, "Everything that changes from now on, as server-sent events",
-        {cluster.EVENTS_TYPE: (t.EventView,)}, (cluster.KIND, cluster.TASK), errors=_TASK_ERRORS,
+        {cluster.EVENTS_TYPE: (ct.EventView,)}, (cluster.KIND, cluster.TASK), errors=_TASK_ERRORS,
+        resumes="events",
     ),
     Route(
-        "GET", "/v1/cluster", cluster.cluster, "The cluster as the node that is asked knows it",
-        {JSON: (t.ClusterView,)}, by_leader=False,
+        "GET", "/v1/cluster", cluster.cluster, "The cluster in one look: who leads, who has a copy, how it is",
+        {JSON: (ct.ClusterView,)}, (cluster.OWN,), by_leader=False,
     ),
-    Route("GET", "/healthz", cluster.health, "Whether this daemon answers", {JSON: (t.Health,)}, by_leader=False),
+    Route("GET", "/healthz", cluster.health, "Whether this daemon answers", {JSON: (ct.Health,)}, by_leader=False),
     Route(
-        "GET", "/readyz", cluster.ready, "Whether this node serves", {JSON: (t.Ready,)}, by_leader=False,
-        otherwise={503: t.Ready},
+        "GET", "/readyz", cluster.ready, "Whether this node serves", {JSON: (ct.Ready,)}, by_leader=False,
+        otherwise={503: ct.Ready},
     ),
     Route("GET", "/metrics", cluster.metrics, "Figures for Prometheus", {TEXT: ()}, by_leader=False),
     Route("GET", "/openapi.json", openapi, "This description", {JSON: (dict[str, Any],)}, by_leader=False),
-    Route("GET", "/", cluster.root, "Where to look", {JSON: (t.Pointer,)}, by_leader=False),
+    Route("GET", "/", cluster.root, "Where to look", {JSON: (ct.Pointer,)}, by_leader=False),
 )  # fmt: skip
 
 

@@ -30,6 +30,17 @@ _STATE_WORDS = {state.word: (int(state),) for state in TaskState} | {
 # -- One task ----------------------------------------------------------------------------------------------------------
 
 
+def named_ids(request: ApiRequest) -> list[bytes] | None:
+    """The task that the path names; None where that is not a whole id."""
+    task_id = parse_id(request.argument.lower())
+    return None if task_id is None else [task_id]
+
+
+def unnamed(request: ApiRequest) -> list[bytes] | None:
+    """For requests that may mean any task: None."""
+    return None
+
+
 async def find_row(request: ApiRequest, service: Service) -> TaskRow:
     """The task that the path names. Raises NotFound, Ambiguous, InvalidRequest."""
     task_id = await find_id(request.argument, request, service)

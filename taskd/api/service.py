@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from enum import Enum
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeView, Ready
+from taskd.api.cluster_types import ClusterView, EventView, HandlerView, NodeView, Ready
+from taskd.api.types import Explanation
 from taskd.core.effects import Change
 from taskd.core.events import NewTask
 from taskd.protocol.messages import TaskRow
@@ -32,6 +34,8 @@ class ApiRequest(Struct, frozen=True):
     caller: Caller
     body: bytes = b""
     argument: str = ""  # what the path names, e.g. a task's id: filled in by dispatch
+    # Names the tasks that it makes (ids.py): given by dispatch where the request arrives, kept when it is sent again.
+    first_id: bytes = b""
 
 
 class ApiResponse(Struct, frozen=True):
@@ -51,6 +55,21 @@ class HandlerDefaults(Struct, frozen=True):
     timeout_s: float = 0.0  # 0: none
 
 
+class Receipt(Struct, frozen=True):
+    """What became of a submission: ids that were `known` before, and on how many disks all of it is now."""
+
+    known: set[bytes]
+    durability: Literal["local", "replicated"]
+
+
+class OwnReads(Enum):
+    """What a node that does not lead may answer from a store of its own."""
+
+    NOTHING = 0
+    SETTLED = 1  # tasks that have ended: it is in sync with the leader, and those change no more
+    ALL = 2  # whatever it has: nobody leads
+
+
 class Service(Protocol):
     """The daemon as the API sees it."""
 
@@ -59,15 +78,19 @@ class Service(Protocol):
         """Whether this node is the leader, so that it answers itself."""
 
     async def relay(self, request: ApiRequest) -> ApiResponse:
-        """Have the leader answer. Raises NoLeader, Unavailable."""
+        """Have the leader answer, or the next one where there is none or it goes away meanwhile. Raises NoLeader,
+        Unavailable."""
+
+    async def own_reads(self) -> OwnReads:
+        """What this node may answer itself, where it does not lead; waits a moment where a leader may be about to."""
 
     def now_s(self) -> float:
         """UTC, seconds."""
 
     def new_task_id(self) -> bytes:
-        """A fresh UUIDv7."""
+        """A fresh UUIDv7. Those that count on from it in its last 31 bits are fresh too."""
 
-    # The following are only called while `leads`.
+    # The following are only called while `leads`; those that read tasks also where `own_reads` allows it.
 
     def check_params(self, type: str, params: bytes) -> None:
         """Raises InvalidRequest(field="params...") where handlers of this type are known and none takes them."""
@@ -75,14 +98,14 @@ class Service(Protocol):
     def handler_defaults(self, type: str) -> HandlerDefaults:
         """What the handlers of this type want; the most patient, where those of several workers differ."""
 
-    async def submit(self, tasks: list[NewTask]) -> set[bytes]:
-        """Take all or none, durably; returns the ids that were known before. Raises Overloaded, DiskFull, NoLeader."""
+    async def submit(self, tasks: list[NewTask]) -> Receipt:
+        """Take all that are not known yet, or none, durably. Raises Overloaded, DiskFull, NoLeader, Unavailable."""
 
     async def cancel(self, ids: list[bytes]) -> list[bytes]:
-        """Want these cancelled; returns those that were unfinished."""
+        """Want these cancelled; returns those that were unfinished. Raises NoLeader."""
 
     async def drain(self, node_id: int, reason: str | None) -> None:
-        """Give a node no new tasks (`reason`), or use it again (None). Raises NotFound."""
+        """Give a node no new tasks (`reason`), or use it again (None). Raises NotFound, NoLeader."""
 
     def rows(self, ids: list[bytes]) -> list[TaskRow]:
         """Durable state of those that exist, in the order asked; up to 1,000 ids."""
@@ -95,6 +118,9 @@ class Service(Protocol):
 
     def watch(self, ids: list[bytes]) -> Watch:
         """Hear when these tasks end, those that have ended included. Close it when done."""
+
+    def is_provisional(self, row: TaskRow) -> bool:
+        """Whether a task's end may still be superseded: it was decided while a scheduler was away, which still is."""
 
     def explain(self, id: bytes) -> Explanation | None:
         """Why a task stands where it stands; None for one that is not held in memory (finished or unknown)."""
@@ -127,7 +153,7 @@ class Service(Protocol):
     def metrics(self) -> bytes:
         """This node's figures in the Prometheus text format."""
 
-    # Last in the class: after it, the word `list` means this method and no longer the type. Only called while `leads`.
+    # Last in the class: after it, the word `list` means this method and no longer the type. Called as `rows` is.
 
     async def list(self, query: Query) -> list[TaskRow]:
         """One page of tasks, newest first."""

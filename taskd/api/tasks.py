@@ -11,9 +11,10 @@ import msgspec
 from msgspec.structs import replace
 
 from taskd.api.bodies import LINES, answer, decode
-from taskd.api.ids import KeyedIds, id_text
+from taskd.api.ids import KeyedIds, RequestIds, id_text
 from taskd.api.parameters import Flag, Line, Span, Whole, Words
 from taskd.api.selection import (
+    ROWS_AT_ONCE,
     find_cursor,
     find_own_row,
     find_row,
@@ -65,7 +66,12 @@ async def submit(request: ApiRequest, service: Service) -> ApiResponse:
     id_of = _id_source(request, service)
     tasks = new_tasks(submissions, is_list, request.caller.user, service, id_of)
     del submissions
-    accepted = await _submit(tasks, service)
+    receipt = await service.submit(tasks)
+    # Those of the request's own ids are known where a leader took them and could not say so any more: to the client
+    # they are new.
+    made = RequestIds(request.first_id, service.now_s())
+    existing = sum(1 for task_id in receipt.known if not made.has_made(task_id, len(tasks)))
+    accepted = Accepted([id_text(task.id) for task in tasks], receipt.durability, existing)
     ids = [task.id for task in tasks]
     if is_stream:
         return ApiResponse(content_type=LINES, stream=accepted_lines(accepted, ids, wait_s, service))
@@ -74,16 +80,11 @@ async def submit(request: ApiRequest, service: Service) -> ApiResponse:
     return answer(accepted)
 
 
-async def _submit(tasks: list[NewTask], service: Service) -> Accepted:
-    known = await service.submit(tasks)
-    return Accepted([id_text(task.id) for task in tasks], existing=len(known))
-
-
 def _id_source(request: ApiRequest, service: Service) -> Callable[[int], bytes]:
-    """Names the tasks of a submission by their place: afresh, or as the caller's key says."""
+    """Names the tasks of a submission by their place: from the request's own id on, or as the caller's key says."""
     key = KEY.read(request.query)
     if not key:
-        return lambda place: service.new_task_id()
+        return RequestIds(request.first_id, service.now_s()).id
     ids = KeyedIds(request.caller.user, key, service.now_s())
     earlier = service.rows(ids.candidates())
     if earlier:
@@ -215,24 +216,47 @@ async def retry(request: ApiRequest, service: Service) -> ApiResponse:
     row = await find_own_row(request, service)
     if row.state not in FINAL:
         raise Conflict(f"the task has not ended: it is {TaskState(row.state).word}")
-    accepted = await _submit([_again(row, service)], service)
-    return answer(Acted(accepted.ids))
+    task = _Repeats(request, service).of(row)
+    await service.submit([task])
+    return answer(Acted([id_text(task.id)]))
 
 
 async def retry_selected(request: ApiRequest, service: Service) -> ApiResponse:
     """Submit the finished ones of a selection again, each as a new task."""
 
+    repeats = _Repeats(request, service)
+
     async def act(rows: list[TaskRow]) -> list[bytes]:
-        tasks = [_again(row, service) for row in reversed(rows)]  # The oldest first, as they were submitted.
+        tasks = [repeats.of(row) for row in reversed(rows)]  # The oldest first, as they were submitted.
         await service.submit(tasks)
         return [task.id for task in tasks]
 
     return await _act(request, service, RETRYABLE, act)
 
 
-def _again(row: TaskRow, service: Service) -> NewTask:
-    spec = decode_spec(row.spec)
-    now_s = service.now_s()
-    deadline_s = now_s + (spec.deadline_s - spec.submitted_s) if spec.deadline_s else NO_TIME_S
-    spec = replace(spec, submitted_s=now_s, not_before_s=NO_TIME_S, deadline_s=deadline_s, retry_of=row.id)
-    return NewTask(service.new_task_id(), spec, encode(spec))
+class _Repeats:
+    """The new tasks of one request, each of which repeats an old one. Where the request is answered again, what is
+    selected may be more by now: those that were made keep their ids, others get the next ones."""
+
+    def __init__(self, request: ApiRequest, service: Service) -> None:
+        self._service = service
+        self._ids = RequestIds(request.first_id, service.now_s())
+        self._made: dict[bytes, bytes] = {}  # by the old one's id
+        self._count = 0
+        rows = service.rows([self._ids.id(0)])
+        while rows:
+            self._made.update((decode_spec(row.spec).retry_of, row.id) for row in rows)
+            self._count += len(rows)
+            rows = service.rows([self._ids.id(self._count + place) for place in range(ROWS_AT_ONCE)])
+
+    def of(self, row: TaskRow) -> NewTask:
+        """The task that repeats this one."""
+        task_id = self._made.get(row.id)
+        if task_id is None:
+            task_id = self._ids.id(self._count)
+            self._count += 1
+        spec = decode_spec(row.spec)
+        now_s = self._service.now_s()
+        deadline_s = now_s + (spec.deadline_s - spec.submitted_s) if spec.deadline_s else NO_TIME_S
+        spec = replace(spec, submitted_s=now_s, not_before_s=NO_TIME_S, deadline_s=deadline_s, retry_of=row.id)
+        return NewTask(task_id, spec, encode(spec))

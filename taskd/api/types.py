@@ -111,7 +111,7 @@ class Accepted(Wire, frozen=True, omit_defaults=False):
 
     ids: list[str]
     durability: Literal["local", "replicated"] = "local"
-    existing: int = 0  # how many of them were already known, by their id
+    existing: int = 0  # how many of them were already known, by an id or key of the client's own
 
 
 class ErrorView(Wire, frozen=True):
@@ -179,6 +179,7 @@ class TaskView(Wire, frozen=True, omit_defaults=False):
     reason: str
     labels: dict[str, str]
     command: str  # the command line, URL, or handler type, shortened, for people
+    provisional: bool = False  # it ended while a scheduler was away, which may bring another end
 
 
 class TaskDetail(TaskView, frozen=True):
@@ -277,108 +278,6 @@ class Explanation(Wire, frozen=True, omit_defaults=False):
     position: int | None  # how many ready tasks come first
     until: float | None  # when that changes by itself, where that is known
     nodes: list[NodeFit]
-
-
-class NodeView(Wire, frozen=True, omit_defaults=False):
-    """One node of the cluster, as the leader sees it."""
-
-    node_id: int
-    name: str
-    roles: list[str]
-    state: str  # up, draining, drained, lost
-    is_leader: bool
-    version: str
-    address: str
-    slots: int
-    running: int
-    waiting: int  # handed to it, not begun
-    capacity: dict[str, float]
-    used: dict[str, float]
-    labels: dict[str, str]
-    types: list[str]
-    clock_offset_s: float | None
-    round_trip_s: float | None
-    drain_reason: str
-    seen: float
-
-
-class Nodes(Wire, frozen=True, omit_defaults=False):
-    """All nodes that the cluster remembers."""
-
-    nodes: list[NodeView]
-
-
-class ClusterView(Wire, frozen=True, omit_defaults=False):
-    """The cluster in one look, from the node that answers."""
-
-    cluster: str
-    node_id: int  # of the node that was asked
-    name: str
-    roles: list[str]
-    leader: int | None
-    leader_name: str | None
-    term: int | None
-    health: Literal["ok", "degraded", "down"]
-    why: str
-    durability: Literal["local", "replicated"]
-    schedulers: int
-    workers: int
-    slots: int
-    running: int
-    tasks: dict[str, int]  # by state, unfinished ones
-    version: str
-
-
-class HandlerView(Wire, frozen=True, omit_defaults=False):
-    """A type of task, what its params must look like (JSON Schema), and who runs it. `retries` and `timeout` (0: none)
-    hold for tasks submitted without their own."""
-
-    type: str
-    summary: str
-    version: str
-    schema: msgspec.Raw
-    nodes: list[int]
-    retries: int = 0
-    timeout: float = 0.0
-
-
-class Handlers(Wire, frozen=True, omit_defaults=False):
-    """All types of handlers on offer."""
-
-    handlers: list[HandlerView]
-
-
-class EventView(Wire, frozen=True, omit_defaults=False):
-    """One line of the event stream: a task or a node changed."""
-
-    kind: str  # task.queued, task.running, task.succeeded, …, node.up, node.lost, leader.changed
-    at: float
-    id: str = ""
-    node_id: int | None = None
-    detail: str = ""
-
-
-class Health(Wire, frozen=True, omit_defaults=False):
-    """This daemon answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Pointer(Wire, frozen=True, omit_defaults=False):
-    """Where to look: what the root of the socket answers."""
-
-    name: str
-    version: str
-    openapi: str
-    cluster: str
-    tasks: str
-
-
-class Ready(Wire, frozen=True, omit_defaults=False):
-    """Whether this node serves: a leader is known and it answers."""
-
-    ready: bool
-    why: str
 
 
 class ErrorBody(Wire, frozen=True):

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 
 import msgspec
+from msgspec.structs import replace
 
 from taskd.api.bodies import LINES, decode, encode, encode_lines, error_line
-from taskd.api.ids import id_text
+from taskd.api.ids import id_text, parse_id
 from taskd.api.parameters import Span
 from taskd.api.selection import ROWS_AT_ONCE, find_ids, find_row
 from taskd.api.service import ApiRequest, ApiResponse, Service, Watch
@@ -17,7 +18,7 @@ from taskd.api.types import Accepted, AcceptedResults, Waited, WaitRequest
 from taskd.api.views import result_of_change, result_of_row
 from taskd.core.effects import Change
 from taskd.core.task import TaskState
-from taskd.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from taskd.errors import InvalidRequest, NotFound, Stopping, TooLarge
 
 WAIT_S_MAX = 86400.0
 # A wait longer than this begins its answer at once, so that nobody on the way takes the silence for a dead connection.
@@ -25,6 +26,7 @@ SILENCE_S_MAX = 60.0
 RESULTS_BYTES_MAX = 64 << 20  # Of results in one answer; as a stream there is no limit.
 RESULTS_AT_ONCE = 256  # Lines in one part of a stream.
 
+WAIT_PATH = "/v1/tasks/wait"
 WAIT = Span("wait", "Answer when the task has ended, or after this time with how it stands", WAIT_S_MAX)
 
 _wait_request = msgspec.json.Decoder(WaitRequest)
@@ -65,6 +67,28 @@ async def wait(request: ApiRequest, service: Service) -> ApiResponse:
     return await _now_or_later(_waited(ids, asked.timeout, service, None), asked.timeout)
 
 
+def awaited_ids(request: ApiRequest) -> list[bytes] | None:
+    """The tasks that a request to wait names; None where it does not give their whole ids, or cannot be read."""
+    try:
+        asked = decode(_wait_request, request.body)
+    except InvalidRequest:
+        return None
+    ids = {parse_id(text.lower()): None for text in asked.ids}
+    return None if None in ids else [task_id for task_id in ids if task_id is not None]
+
+
+def shortened(request: ApiRequest, elapsed_s: float) -> ApiRequest:
+    """A request that waits, to be made again: for the time that is left."""
+    text = request.query.get(WAIT.name)
+    if text is not None:
+        left_s = max(0.0, (WAIT.read(request.query) or 0.0) - elapsed_s)
+        return replace(request, query={**request.query, WAIT.name: f"{left_s:.3f}"})
+    if request.path != WAIT_PATH:
+        return request
+    asked = decode(_wait_request, request.body)
+    return replace(request, body=encode(replace(asked, timeout=max(0.0, asked.timeout - elapsed_s))))
+
+
 async def accepted_with_results(accepted: Accepted, ids: list[bytes], wait_s: float, service: Service) -> ApiResponse:
     """The answer to a submission that waits for its tasks."""
     return await _now_or_later(_waited(ids, wait_s, service, accepted), wait_s)
@@ -101,7 +125,7 @@ async def _waited(ids: list[bytes], wait_s: float, service: Service, accepted: A
             if size > RESULTS_BYTES_MAX:
                 raise TooLarge("the results together are too large for one answer: ask for them as a stream")
         if not watch.open and len(changes) < len(ids):
-            raise Unavailable("this daemon is stopping; ask again")
+            raise Stopping()
     results = [result_of_change(changes[task_id]) for task_id in ids if task_id in changes]
     pending = len(ids) - len(results)
     if accepted is None:
@@ -127,7 +151,7 @@ async def _lines(ids: list[bytes], wait_s: float | None, service: Service, head:
             for part in _parts(changes):
                 yield part
         if missing and not watch.open:
-            yield error_line(Unavailable("this daemon is stopping; ask again for the tasks that are missing here"))
+            yield error_line(Stopping("this daemon is stopping; ask again for the tasks that are missing here"))
 
 
 def _parts(changes: list[Change]) -> list[bytes]:

@@ -24,6 +24,14 @@ Answer = Callable[[ApiRequest], Awaitable[ApiResponse]]
 CallMessage = msg.Request | msg.RequestPart | msg.Response | msg.ResponsePart | msg.Taken | msg.Abandon
 
 
+class PeerLost(Unavailable):
+    """The other node is not connected, or no longer."""
+
+
+class BrokenOff(Unavailable):
+    """The other node has broken off its answer."""
+
+
 class CallMesh(Protocol):
     """The way to other nodes, as calls need it."""
 
@@ -71,8 +79,8 @@ class Calls:
     # -- Asking --------------------------------------------------------------------------------------------------------
 
     async def ask(self, node_id: int, request: ApiRequest) -> ApiResponse:
-        """Have another node answer. Raises Unavailable where it does not, or goes away meanwhile. Read or not, a stream
-        in the answer has to be closed."""
+        """Have another node answer. Raises PeerLost where it is not there, or goes away meanwhile, BrokenOff and
+        Unavailable where it does not answer. Read or not, a stream in the answer has to be closed."""
         self._last_call += 1
         call = self._last_call
         asked = self._asked[node_id, call] = _Asked()
@@ -105,9 +113,11 @@ class Calls:
         body, caller = request.body, request.caller
         sent = msg.CHUNK_BYTES_MAX
         first, is_last = body[:sent], len(body) <= sent
-        message = msg.Request(call, caller.user, caller.is_admin, request.method, target, first, is_last)
+        message = msg.Request(
+            call, caller.user, caller.is_admin, request.method, target, first, is_last, request.first_id
+        )
         if not self._send(node_id, message):
-            raise Unavailable(f"node {node_id} is not connected")
+            raise PeerLost(f"node {node_id} is not connected")
         while not is_last:
             await self._drained(node_id)
             part = body[sent : sent + msg.CHUNK_BYTES_MAX]
@@ -168,13 +178,13 @@ class Calls:
             if incoming is not None and incoming.task is not None:
                 incoming.task.cancel()
         elif (asked := self._asked.get((node_id, message.call))) is not None:
-            asked.parts.put_nowait(Unavailable(f"node {node_id} broke off its answer"))
+            asked.parts.put_nowait(BrokenOff(f"node {node_id} broke off its answer"))
 
     def peer_down(self, node_id: int) -> None:
         """A peer is gone, and with it all calls to and from it."""
         for (peer, _), asked in self._asked.items():
             if peer == node_id:
-                asked.parts.put_nowait(Unavailable(f"the connection to node {node_id} is gone"))
+                asked.parts.put_nowait(PeerLost(f"the connection to node {node_id} is gone"))
         for incoming in self._incoming.pop(node_id, {}).values():
             if incoming.task is not None:
                 incoming.task.cancel()
@@ -233,7 +243,9 @@ class Calls:
         body = b"".join(incoming.parts)
         incoming.parts.clear()
         try:
-            response = await self._answer(ApiRequest(message.method, path, fields, caller, body))
+            response = await self._answer(
+                ApiRequest(message.method, path, fields, caller, body, first_id=message.first_id)
+            )
             await self._send_response(node_id, call, incoming, response)
         except (TaskdError, OSError):
             self._send(node_id, msg.Abandon(call, False))  # The asker is to see that the end is missing.
@@ -305,7 +317,7 @@ class _AnswerStream:
         return self
 
     async def __anext__(self) -> bytes:
-        """Raises Unavailable where the answer broke."""
+        """Raises PeerLost, BrokenOff or Unavailable where the answer broke."""
         if self._is_over:
             raise StopAsyncIteration
         if self._first:

@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from taskd.api.types import EventView
-from taskd.core.effects import AnnounceNode, Change
-from taskd.core.task import TaskState
+from taskd.api.cluster_types import EventView
+from taskd.core.effects import AnnounceNode, Change, Superseded
+from taskd.core.task import TaskState, deciding_attempt, decode_record
+from taskd.protocol.messages import TaskRow
 
 BACKLOG_MAX = 10_000  # Events that a slow reader may be behind before it is let go.
 
@@ -113,6 +114,20 @@ class Hub:
         if self._streams:
             self._publish([_event(change) for change in changes])
 
+    def announce_rows(self, rows: list[TaskRow]) -> None:
+        """Tell everyone concerned of rows that another scheduler decided on."""
+        watches = self._watches
+        if self._streams:
+            self.announce([change_of(row) for row in rows])
+        elif watches:
+            self.announce([change_of(row) for row in rows if row.id in watches])
+
+    def announce_superseded(self, effect: Superseded, now_s: float) -> None:
+        """Tell the streams that a task has ended otherwise than was told before."""
+        if self._streams:
+            detail = f"{_words(effect.after)}, not {_words(effect.before)} as was told before"
+            self._publish([EventView("task.superseded", now_s, str(UUID(bytes=effect.id)), detail=detail)])
+
     def announce_node(self, effect: AnnounceNode, now_s: float) -> None:
         """Tell the streams of a node."""
         if self._streams:
@@ -139,6 +154,12 @@ class Hub:
         finally:
             self._streams.discard(stream)
 
+    def end_streams(self) -> None:
+        """End all streams, once what has happened is read."""
+        for stream in self._streams:
+            stream.is_closed = True
+            stream.wake.set()
+
     def leader_changed(self) -> None:
         """Wake those who wait for a leader."""
         waiters, self._leader_waiters = self._leader_waiters, []
@@ -160,15 +181,29 @@ class Hub:
 
     def close(self) -> None:
         """End all streams and let the waiters go with what they have."""
-        for stream in self._streams:
-            stream.is_closed = True
-            stream.wake.set()
+        self.end_streams()
         for watches in list(self._watches.values()):
             for watch in list(watches):
                 watch.close()
                 if watch._waiter is not None:
                     _resolve(watch._waiter)
         self.leader_changed()
+
+
+def change_of(row: TaskRow) -> Change:
+    """What is to be told of a task, from its row."""
+    record = decode_record(row.record)
+    last = deciding_attempt(record)
+    reason = record.reason
+    if last is None:
+        return Change(row.id, TaskState(row.state), row.changed_s, 0, 0, b"", reason)
+    return Change(
+        row.id, TaskState(row.state), row.changed_s, last.number, last.worker, last.report, reason or last.reason
+    )  # fmt: skip
+
+
+def _words(state: TaskState) -> str:
+    return state.word.replace("_", " ")
 
 
 def _event(change: Change) -> EventView:

@@ -7,6 +7,8 @@ from uuid import UUID
 
 NO_ID = bytes(16)  # Below every id.
 _COUNTER_BITS = 42  # Below the millisecond: a random start, then counting up, so that ids of one source stay in order.
+# The lowest 32 bits begin below the middle: a request counts its tasks from its own id on, and never meets the next id.
+_RANDOM_BITS = 31
 
 
 class IdSource:
@@ -27,9 +29,9 @@ class IdSource:
         else:
             self._counter += 1
         counter = self._counter
-        # 48 bits of time, version 7, 12 bits, variant 2, 30 bits of the counter, and 32 random ones.
+        # 48 bits of time, version 7, 12 bits, variant 2, 30 bits of the counter, a zero, and 31 random ones.
         high = self._last_ms << 16 | 0x7000 | counter >> 30
-        low = 0b10 << 62 | (counter & 0x3FFF_FFFF) << 32 | self._random.getrandbits(32)
+        low = 0b10 << 62 | (counter & 0x3FFF_FFFF) << 32 | self._random.getrandbits(_RANDOM_BITS)
         return high.to_bytes(8, "big") + low.to_bytes(8, "big")
 
 

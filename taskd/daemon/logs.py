@@ -36,6 +36,11 @@ def log(level: str, event: str, /, **fields: object) -> None:
         _logger.log(number, event, extra={"fields": fields})
 
 
+def log_bug(event: str, error: BaseException, /) -> None:
+    """Say that something went wrong that nobody expected, with its traceback."""
+    _logger.error(event, exc_info=error)
+
+
 def set_up(level: str, format: str, environ: Mapping[str, str], stream: IO[str] | None = None) -> None:
     """Send all logs of the process to stderr (or `stream`), in `format`: auto, text or json. Again: anew."""
     stream = stream if stream is not None else sys.stderr

@@ -42,7 +42,7 @@ from taskd.net.discovery import Discovery
 from taskd.net.mesh import Mesh
 from taskd.net.security import SchedulerKey, WorkerKey, load_key
 from taskd.protocol.messages import NodeInfo, Role
-from taskd.store.base import Query, Store
+from taskd.store.base import Store
 from taskd.store.journal import Journal
 from taskd.store.sqlite import SQLiteStore
 from taskd.version import VERSION
@@ -91,6 +91,7 @@ class Daemon:
         self._config = config
         self._reload_config = reload
         self._notifier = Notifier(os.environ)
+        self._is_founder = False  # this process has made the cluster's key
         self._stop_wanted = asyncio.Event()
         self._reload_wanted = asyncio.Event()
 
@@ -122,6 +123,7 @@ class Daemon:
                 if key is None:
                     raise
             else:
+                self._is_founder = True
                 log("info", "a new cluster key was made", path=str(path), cluster=made.fingerprint)
                 return made
         if key is None:
@@ -154,6 +156,8 @@ class Daemon:
             directory = state.of("worker")
             journal = Journal.open(directory / "journal")
             stack.callback(journal.close)
+            if (damage := journal.damage) is not None:
+                log("error", "the journal is damaged", moved_to=damage.moved_to, size_bytes=damage.size_bytes)
             work = Work(directory, store_id, place.path, config.worker)
             await work.open(stack)
         shell = self._shell(stack, info, store, journal, work)
@@ -166,11 +170,9 @@ class Daemon:
         shell.mesh = calls.mesh = mesh
         read_output = work.read_output if work is not None else None
         metrics = text_source(shell, lambda: mesh.counters.reconnects, mesh.peers)
-        newest = await store.list(Query(limit=1)) if store is not None else []
         service = DaemonService(
-            shell, calls, config.node.cluster, mesh.peers, read_output, metrics,
-            config.scheduler.free_disk_min_bytes, newest[0].id if newest else NO_ID,
-        )  # fmt: skip
+            shell, calls, config.node.cluster, mesh.peers, read_output, metrics, config.scheduler.free_disk_min_bytes
+        )
 
         if store is not None:
             shell.tell(store.load())
@@ -203,7 +205,9 @@ class Daemon:
         offer = work.offer(self._config.worker) if work is not None else None
         hub = Hub()
         stack.callback(hub.close)
-        shell = Shell(Node(info, Random(), settings, offer), hub, store, journal)  # noqa: S311  # jitter, no secret
+        random = Random()  # noqa: S311  # jitter, no secret
+        node = Node(info, random, settings, offer, is_founder=self._is_founder)
+        shell = Shell(node, hub, store, journal, store.newest_id() if store is not None else NO_ID)
         stack.callback(shell.close)
         if work is not None:
             shell.runner = work.runner
@@ -265,7 +269,7 @@ class Daemon:
             self._notifier.stopping("stopping")
             log("info", "stopping")
             grace_s = self._config.worker.stop_grace_s
-            shell.tell(ev.StopWanted(grace_s))
+            shell.stop(grace_s)
             try:
                 async with asyncio.timeout(grace_s + STOP_MARGIN_S):
                     await asyncio.shield(shell.exited)

@@ -4,46 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Literal, Protocol
 
 import msgspec
 
+from taskd.api.cluster_types import ClusterView, EventView, HandlerView, NodeView, Ready
 from taskd.api.dispatch import dispatch
-from taskd.api.service import ApiRequest, ApiResponse, HandlerDefaults, Watch
+from taskd.api.service import ApiRequest, ApiResponse, HandlerDefaults, OwnReads, Receipt, Watch
 from taskd.api.streams import close_stream
-from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeFit, NodeView, Ready
+from taskd.api.types import Explanation, NodeFit
 from taskd.core import events as ev
-from taskd.core.effects import Change
 from taskd.core.explain import explain
-from taskd.core.roster import Worker
 from taskd.core.scheduler import Scheduler
 from taskd.core.signature import Checker
-from taskd.core.task import TaskState, decode_record, deciding_attempt
+from taskd.core.task import TaskState
 from taskd.daemon.calls import Calls
-from taskd.daemon.hub import TaskWatch
+from taskd.daemon.hub import TaskWatch, change_of
 from taskd.daemon.ids import IdSource, text_of
 from taskd.daemon.outputs import ReadOutput, error_of, output_request
-from taskd.daemon.shell import Shell
-from taskd.errors import DiskFull, InvalidRequest, NoLeader
-from taskd.protocol.messages import NodeInfo, TaskRow
+from taskd.daemon.relay import Relay
+from taskd.daemon.shell import Shell, monotonic
+from taskd.daemon.views import PeerView, Views
+from taskd.errors import DiskFull, InvalidRequest
+from taskd.protocol.messages import TaskRow
 from taskd.store.base import Query, Store
-from taskd.version import VERSION
 
-LEADER_WAIT_S = 5.0  # A request during a change of leaders waits this long before it is refused.
+READ_WAIT_S = 1.0  # A read during a change of leaders waits for the next one: our own copy may lack what it has.
+AWAY_CHECK_S = 1.0
 ROWS_MAX = 1000
-
-
-class PeerView(Protocol):
-    """What the mesh knows of a connected peer."""
-
-    @property
-    def node(self) -> NodeInfo: ...
-    @property
-    def address(self) -> str: ...
-    @property
-    def round_trip_s(self) -> float | None: ...
-    @property
-    def clock_offset_s(self) -> float | None: ...
 
 
 class DaemonService:
@@ -58,19 +45,19 @@ class DaemonService:
         read_output: ReadOutput | None,
         metrics: Callable[[], bytes],
         free_disk_min_bytes: int,
-        newest_id: bytes,
     ) -> None:
         self._shell = shell
         self._node = shell.node
         self._calls = calls
-        self._cluster = cluster
+        self._views = Views(shell, cluster, peers)
         self._peers = peers
+        self._relay = Relay(shell, calls, lambda request: dispatch(request, self, is_relayed=True))
         self._read_output = read_output
         self._metrics = metrics
         self._free_disk_min_bytes = free_disk_min_bytes
         self._free_checked_s = 0.0
-        self._is_disk_full = False
-        self._newest_id = newest_id
+        self._away_checked_s = 0.0
+        self._away_since_s = float("inf")  # UTC: when the scheduler that is away for longest was seen last
         self._ids = IdSource()
         self._checkers: dict[bytes, Checker] = {}
 
@@ -82,16 +69,26 @@ class DaemonService:
         return self._node.scheduler is not None and self._shell.leader == self._node.info.node_id
 
     async def relay(self, request: ApiRequest) -> ApiResponse:
-        """Have the leader answer; wait a moment for one."""
-        leader = self._shell.leader
-        if leader is None:
-            await self._shell.hub.wait_for_leader(LEADER_WAIT_S)
-            leader = self._shell.leader
-            if leader is None:
-                raise NoLeader()
-        if leader == self._node.info.node_id:
-            return await dispatch(request, self, is_relayed=True)  # It is us by now.
-        return await self._calls.ask(leader, request)
+        """Have the leader answer, or the next one."""
+        return await self._relay.ask(request)
+
+    async def own_reads(self) -> OwnReads:
+        """What this node may answer itself, where it does not lead."""
+        shell = self._shell
+        if shell.store is None:
+            return OwnReads.NOTHING
+        if shell.leader is None:
+            left_s = shell.leaderless_since + READ_WAIT_S - monotonic()
+            if left_s > 0:
+                await shell.hub.wait_for_leader(left_s)
+        if shell.leader is None or self.leads:
+            return OwnReads.ALL
+        # Where one of them is missing, only the leader can tell which results may be superseded.
+        return OwnReads.SETTLED if self._scheduler.is_in_sync and self._sees_all_schedulers() else OwnReads.NOTHING
+
+    def _sees_all_schedulers(self) -> bool:
+        here = {self._node.info.node_id, *(peer.node.node_id for peer in self._peers())}
+        return all(row.node_id in here for row in self._scheduler.nodes.values() if "scheduler" in row.roles)
 
     def now_s(self) -> float:
         """UTC."""
@@ -149,31 +146,35 @@ class DaemonService:
             checker = self._checkers[schema] = Checker(schema)
         return checker
 
-    async def submit(self, tasks: list[ev.NewTask]) -> set[bytes]:
-        """Take all or none, durably; returns the ids that were known before."""
-        self._check_disk()
+    async def submit(self, tasks: list[ev.NewTask]) -> Receipt:
+        """Take all that are not known yet, or none, durably."""
+        shell = self._shell
         known: set[bytes] = set()
         ids = [task.id for task in tasks]
-        # Ids are time-ordered: those above every id that was ever taken are new, without a look at the disk.
-        if min(ids) <= self._newest_id:
+        # Ids are time-ordered: those above every id that the store has are new, without a look at the disk.
+        if min(ids) <= shell.newest_id:
             known = self._store.existing(ids)
             tasks = [task for task in tasks if task.id not in known]
-        self._newest_id = max(self._newest_id, *ids)
+        shell.newest_id = max(shell.newest_id, *ids)
         if tasks:
-            known |= set(await self._shell.ask(lambda call: ev.Submitted(call, tasks)))
-        return known
+            self._check_disk()
+        # Asked where all are known too: what was taken a moment ago may have to wait for its copy.
+        answered = await shell.ask(lambda call: ev.Submitted(call, tasks))
+        known.update(answered.value)
+        durability = answered.durability or self._scheduler.durability
+        return Receipt(known, "replicated" if durability == "replicated" else "local")
 
     def _check_disk(self) -> None:
         now = time.monotonic()
         if now - self._free_checked_s > 1.0:
             self._free_checked_s = now
-            self._is_disk_full = self._store.free_bytes() < self._free_disk_min_bytes
-        if self._is_disk_full:
+            self._views.is_disk_full = self._store.free_bytes() < self._free_disk_min_bytes
+        if self._views.is_disk_full:
             raise DiskFull()
 
     async def cancel(self, ids: list[bytes]) -> list[bytes]:
         """Want these cancelled; returns those that were unfinished."""
-        found: list[bytes] = await self._shell.ask(lambda call: ev.CancelWanted(call, ids))
+        found: list[bytes] = (await self._shell.ask(lambda call: ev.CancelWanted(call, ids))).value
         return found
 
     def rows(self, ids: list[bytes]) -> list[TaskRow]:
@@ -200,8 +201,21 @@ class DaemonService:
                 settled.append(task_id)
         for start in range(0, len(settled), ROWS_MAX):
             for row in self._store.get(settled[start : start + ROWS_MAX]):
-                watch.add_ended(_change_of(row))
+                if TaskState(row.state).is_final:
+                    watch.add_ended(change_of(row))
+                else:  # Decided elsewhere: the hub hears of it with the row.
+                    watch.add_open(row.id)
         return watch
+
+    def is_provisional(self, row: TaskRow) -> bool:
+        """Whether a task's end may still be superseded: it was decided while a scheduler was away, which still is."""
+        if self._shell.leader is not None and not self.leads:
+            return False  # `own_reads` saw to it.
+        now = monotonic()
+        if now - self._away_checked_s > AWAY_CHECK_S:  # Lists ask for a thousand rows at once.
+            self._away_checked_s = now
+            self._away_since_s = min((away.seen_s for away in self._scheduler.away(now)), default=float("inf"))
+        return self._away_since_s < row.finished_s
 
     def explain(self, id: bytes) -> Explanation | None:
         """Why a task stands where it stands."""
@@ -240,56 +254,11 @@ class DaemonService:
 
     def nodes(self) -> list[NodeView]:
         """All known nodes, schedulers first."""
-        peers = {peer.node.node_id: peer for peer in self._peers()}
-        views = []
-        infos = [self._node.info, *(peer.node for peer in peers.values())]
-        workers = {worker.node_id: worker for worker in self._scheduler.roster}
-        for info in infos:
-            worker = workers.pop(info.node_id, None)
-            views.append(self._node_view(info.node_id, info, worker, peers.get(info.node_id)))
-        for worker in workers.values():
-            views.append(self._node_view(worker.node_id, worker.info, worker, None))
-        return sorted(views, key=lambda view: (not view.is_leader, "scheduler" not in view.roles, view.node_id))
-
-    def _node_view(self, node_id: int, info: NodeInfo | None, worker: Worker | None, peer: PeerView | None) -> NodeView:
-        is_self = node_id == self._node.info.node_id
-        is_here = is_self or peer is not None
-        state = "up" if is_here else "lost"
-        running = 0
-        if worker is not None and is_here and worker.drain_reason is not None:
-            state = "draining" if worker.assigned else "drained"
-        if worker is not None:
-            running = sum(1 for task in worker.assigned.values() if task.state is not TaskState.ASSIGNED)
-        offer = worker.offer if worker is not None else None
-        return NodeView(
-            node_id=node_id,
-            name=info.name if info is not None else self.node_name(node_id),
-            roles=list(info.roles) if info is not None else ["worker"],
-            state=state,
-            is_leader=node_id == self._shell.leader,
-            version=info.version if info is not None else "",
-            address="local" if is_self else peer.address if peer is not None else "",
-            slots=offer.slots if offer is not None else 0,
-            running=running,
-            waiting=len(worker.assigned) - running if worker is not None else 0,
-            capacity=_amounts(offer.capacity) if offer is not None else {},
-            used=_amounts(worker.used) if worker is not None else {},
-            labels=offer.labels if offer is not None else {},
-            types=sorted(worker.types) if worker is not None else [],
-            clock_offset_s=0.0 if is_self else peer.clock_offset_s if peer is not None else None,
-            round_trip_s=0.0 if is_self else peer.round_trip_s if peer is not None else None,
-            drain_reason=(worker.drain_reason or "") if worker is not None else "",
-            seen=self.now_s() if is_here else worker.seen_s if worker is not None else 0.0,
-        )
+        return self._views.nodes()
 
     def node_name(self, node_id: int) -> str:
         """A node's name, or its id as text."""
-        if node_id == self._node.info.node_id:
-            return self._node.info.name
-        worker = self._node.scheduler.roster.get(node_id) if self._node.scheduler is not None else None
-        if worker is not None:
-            return worker.name
-        return next((peer.node.name for peer in self._peers() if peer.node.node_id == node_id), str(node_id))
+        return self._views.node_name(node_id)
 
     def handlers(self) -> list[HandlerView]:
         """All types of handlers on offer, by type and version."""
@@ -316,38 +285,11 @@ class DaemonService:
 
     def cluster(self) -> ClusterView:
         """The cluster as this node knows it."""
-        info, peers, leader, term = self._node.info, self._peers(), self._shell.leader, self._shell.term
-        health: Literal["ok", "degraded", "down"] = "ok"
-        why = ""
-        tasks: dict[str, int] = {}
-        workers = slots = running = 0
-        if leader is None:
-            health, why = "down", "no scheduler leads: none is connected, or they are still looking for each other"
-        if self.leads:
-            for (state, _queue), count in self._scheduler.ledger.counts.items():
-                tasks[state.word] = tasks.get(state.word, 0) + count
-            here = [worker for worker in self._scheduler.roster if worker.is_here]
-            workers, slots = len(here), sum(worker.offer.slots for worker in here)
-            running = tasks.get("running", 0)
-            if not here:
-                health, why = "degraded", "no worker is connected"
-            if self._is_disk_full:
-                health, why = "degraded", "the scheduler's disk is nearly full: no new tasks are taken"
-        schedulers = sum(1 for node in (info, *(peer.node for peer in peers)) if "scheduler" in node.roles)
-        return ClusterView(
-            cluster=self._cluster, node_id=info.node_id, name=info.name, roles=list(info.roles), leader=leader,
-            leader_name=self.node_name(leader) if leader is not None else None,
-            term=term.epoch if term is not None else None, health=health, why=why, durability="local",
-            schedulers=schedulers, workers=workers, slots=slots, running=running, tasks=tasks, version=VERSION,
-        )  # fmt: skip
+        return self._views.cluster()
 
     def ready(self) -> Ready:
         """Whether this node serves."""
-        if self._shell.exited.done():
-            return Ready(False, "stopping")
-        if self._shell.leader is None:
-            return Ready(False, "no leader is known")
-        return Ready(True, "")
+        return self._views.ready()
 
     def metrics(self) -> bytes:
         """This node's figures."""
@@ -358,16 +300,3 @@ class DaemonService:
     async def list(self, query: Query) -> list[TaskRow]:
         """One page, newest first."""
         return await self._store.list(query)
-
-
-def _change_of(row: TaskRow) -> Change:
-    record = decode_record(row.record)
-    last = deciding_attempt(record)
-    return Change(
-        row.id, TaskState(row.state), row.changed_s, last.number if last else 0, last.worker if last else 0,
-        last.report if last else b"", record.reason or (last.reason if last else ""),
-    )  # fmt: skip
-
-
-def _amounts(units: dict[str, int]) -> dict[str, float]:
-    return {name: amount / 1000 for name, amount in units.items()}

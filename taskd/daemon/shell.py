@@ -1,28 +1,40 @@
 """The shell around the pure node: tells it what happened, and does what it asks for, once a turn of the event loop.
 
 Everything that happens in one turn is told first and acted on together: one commit, one write a peer, one wake-up.
+A bug in the node, or in the doing, ends the process before anything else leaves it: the next one reads the truth.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
+from msgspec import Struct
+
+from taskd import failpoints
 from taskd.core import effects as fx
 from taskd.core import events as ev
 from taskd.core.node import Node
 from taskd.core.stats import Histogram
 from taskd.daemon.hub import Hub
-from taskd.daemon.logs import log
-from taskd.errors import StoreError, TaskdError, Unavailable
-from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, Message, Term
+from taskd.daemon.ids import NO_ID
+from taskd.daemon.logs import log, log_bug
+from taskd.daemon.reading import READS, Readings
+from taskd.errors import Overloaded, Stopping, StoreError, TaskdError
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, Message, TaskRow, Term
 from taskd.store.base import Store
 
 CLOCK_CHECK_S = 0.5
 CLOCK_STEP_S = 0.05  # UTC that moved further than this against the monotonic clock was set by somebody.
+STALL_S = 1.25  # Half of the time after which peers take a silent one for dead.
 JOURNAL_SYNC_S = 0.5  # Outcomes that no leader has taken for so long are made safe against a crash of the machine.
+
+_id_of: Callable[[TaskRow], bytes] = attrgetter("id")
 
 
 def monotonic() -> float:
@@ -34,6 +46,7 @@ class Sender(Protocol):
     """The way to other nodes."""
 
     def send(self, node_id: int, message: Message) -> bool: ...
+    def disconnect(self, node_id: int, reason: str) -> None: ...
 
 
 class TaskRunner(Protocol):
@@ -51,10 +64,21 @@ class OutcomeJournal(Protocol):
     async def sync(self) -> None: ...
 
 
+class Answered(Struct, frozen=True):
+    """The answer to a call, and how what it promises is kept: "local", "replicated", or nothing where it promises
+    nothing."""
+
+    value: Any
+    durability: str
+
+
 class Shell:
     """Joins one Node to its worlds. Owns the clock, the commit in flight, and the calls that wait for an answer."""
 
-    def __init__(self, node: Node, hub: Hub, store: Store | None, journal: OutcomeJournal | None) -> None:
+    def __init__(
+        self, node: Node, hub: Hub, store: Store | None, journal: OutcomeJournal | None, newest_id: bytes = NO_ID
+    ) -> None:
+        """`newest_id`: no task that the store has comes after it."""
         self.node = node
         self.hub = hub
         self.store = store
@@ -63,39 +87,63 @@ class Shell:
         self.runner: TaskRunner | None = None
         self.leader: int | None = None
         self.term: Term | None = None
+        self.leaderless_since = monotonic()  # of use while nobody leads
+        self.is_stopping = False
+        self.newest_id = newest_id
         self.loop_lag = Histogram()
         self.commit_seconds = Histogram()
         self.exited: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
+        self._alive_at = float("inf")  # when the loop last showed that it turns; it is watched once it runs
+        self._is_broken = False
         self._turn_is_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._commits: asyncio.Queue[fx.Commit] = asyncio.Queue(1)
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._readings = Readings(store, self.tell) if store is not None else None
+        self._calls: dict[int, asyncio.Future[Answered]] = {}
         self._last_call = 0
+        self._journal_fails = False
         self._unsynced_since: float | None = None
         self._utc_offset_s = 0.0
         self._do: dict[type[fx.Effect], Callable[[Any], None]] = {
-            fx.Send: self._send,
-            fx.Commit: self._commits.put_nowait,
+            fx.Send: self._send_watched if os.environ.get(failpoints.VARIABLE) else self._send,
+            fx.Disconnect: self._disconnect,
+            fx.Commit: self._commit,
             fx.Reply: self._reply,
             fx.Announce: lambda effect: hub.announce(effect.changes),
+            fx.AnnounceRows: lambda effect: hub.announce_rows(effect.rows),
             fx.AnnounceNode: lambda effect: hub.announce_node(effect, self.utc()),
+            fx.Superseded: lambda effect: hub.announce_superseded(effect, self.utc()),
             fx.Start: self._start,
             fx.Terminate: self._terminate,
             fx.Kill: self._kill,
             fx.Journal: self._write_journal,
             fx.Log: lambda effect: log(effect.level, effect.event, **effect.fields),
             fx.Follow: self._follow,
-            fx.Exit: self._exit,
+            fx.Exit: lambda effect: self._exit(effect.status, effect.reason),
         }
+        if self._readings is not None:
+            self._do.update(dict.fromkeys(READS, self._readings.want))
         self._read_clock()
 
     # -- In ------------------------------------------------------------------------------------------------------------
 
     def tell(self, event: ev.Event) -> None:
         """Tell the node what happened; what follows is done before the loop waits again."""
-        self.node.handle(event, monotonic())
+        if self._is_broken:
+            return
+        now = monotonic()
+        stood_still_s = now - self._alive_at
+        if stood_still_s >= 0:
+            self._alive_at = now
+        try:
+            if stood_still_s > STALL_S:
+                self.node.handle(ev.Stalled(stood_still_s), now)
+            self.node.handle(event, now)
+        except Exception as error:
+            self._break(error)
+            return
         if not self._turn_is_due:
             self._turn_is_due = True
             self._loop.call_soon(self._turn)
@@ -104,13 +152,23 @@ class Shell:
         """The runners' word."""
         self.tell(ev.Progressed(started, ended))
 
-    async def ask(self, make: Callable[[int], ev.Event]) -> Any:
-        """Tell the node of a client's wish and wait for the Reply. Raises the TaskdError it answers with."""
+    def store_lost(self, reason: str) -> None:
+        """The store writes no more: nothing can be promised."""
+        self._exit(1, reason)
+
+    def stop(self, grace_s: float) -> None:
+        """Stop in good order; `exited` tells when that is done."""
+        self.is_stopping = True
+        self.tell(ev.StopWanted(grace_s))
+
+    async def ask(self, make: Callable[[int], ev.Event]) -> Answered:
+        """Tell the node of a client's wish and wait for the Reply. Raises the TaskdError it answers with, Stopping."""
         if self.exited.done():
-            raise Unavailable("this daemon is stopping")
+            raise Stopping()
         self._last_call += 1
         call = self._last_call
-        future = self._calls[call] = self._loop.create_future()
+        future: asyncio.Future[Answered] = self._loop.create_future()
+        self._calls[call] = future
         try:
             self.tell(make(call))
             return await future
@@ -125,11 +183,21 @@ class Shell:
 
     def _turn(self) -> None:
         self._turn_is_due = False
+        if self._is_broken:
+            return
         now = monotonic()
         do = self._do
-        for effect in self.node.take_effects(now):
-            do[type(effect)](effect)
-        self._set_timer(now)
+        try:
+            for effect in self.node.take_effects(now):
+                do[type(effect)](effect)
+            self._set_timer(now)
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        self._is_broken = True
+        log_bug("a bug ends this process: please report it", error)
+        self._exit(1, f"a bug: {error!r}")
 
     def _set_timer(self, now: float) -> None:
         due = self.node.next_deadline(now)
@@ -152,6 +220,24 @@ class Shell:
         assert self.mesh is not None
         self.mesh.send(effect.node_id, effect.message)
 
+    def _send_watched(self, effect: fx.Send) -> None:
+        name = type(effect.message).__name__
+        failpoints.hit(f"send.before.{name}")
+        self._send(effect)
+        # The mesh writes at the end of this turn of the loop, and uvloop at the end of the next.
+        after = partial(failpoints.hit, f"send.after.{name}")
+        self._loop.call_soon(lambda: self._loop.call_soon(lambda: self._loop.call_soon(after)))
+
+    def _disconnect(self, effect: fx.Disconnect) -> None:
+        assert self.mesh is not None
+        self.mesh.disconnect(effect.node_id, effect.reason)
+
+    def _commit(self, effect: fx.Commit) -> None:
+        for rows in (effect.inserted, effect.taken):
+            if rows:
+                self.newest_id = max(self.newest_id, *map(_id_of, rows))
+        self._commits.put_nowait(effect)
+
     def _reply(self, effect: fx.Reply) -> None:
         future = self._calls.get(effect.call)
         if future is None or future.done():
@@ -159,7 +245,7 @@ class Shell:
         if isinstance(effect.answer, TaskdError):
             future.set_exception(effect.answer)
         else:
-            future.set_result(effect.answer)
+            future.set_result(Answered(effect.answer, effect.durability))
 
     def _start(self, effect: fx.Start) -> None:
         assert self.runner is not None
@@ -175,40 +261,60 @@ class Shell:
 
     def _write_journal(self, effect: fx.Journal) -> None:
         assert self.journal is not None
+        failpoints.hit("journal.before")
         try:
             self.journal.append(effect)
         except (OSError, StoreError) as error:
             # Outcomes are in memory and on their way to the leader; only a crash right now would cost a second run.
-            log("error", "the journal cannot be written", reason=str(error))
+            if not self._journal_fails:
+                log("error", "the journal cannot be written", reason=str(error))
+            self._journal_fails = True
+        else:
+            if self._journal_fails:
+                log("info", "the journal can be written again")
+            self._journal_fails = False
+        failpoints.hit("journal.after")
         if effect.ended and self._unsynced_since is None:
             self._unsynced_since = monotonic()
 
     def _follow(self, effect: fx.Follow) -> None:
+        has_led = self.leader == self.node.info.node_id != effect.leader
+        if effect.leader is None and self.leader is not None:
+            self.leaderless_since = monotonic()
         self.leader, self.term = effect.leader, effect.term
         self.hub.leader_changed()
+        if has_led:
+            self.hub.end_streams()  # The next leader has the news from now on.
 
-    def _exit(self, effect: fx.Exit) -> None:
+    def _exit(self, status: int, reason: str) -> None:
         if not self.exited.done():
-            self.exited.set_result((effect.status, effect.reason))
+            self.exited.set_result((status, reason))
 
     # -- Long-lived work -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Write commits, watch the clock, keep the journal safe; until cancelled."""
+        """Write commits, read what is asked for, watch the clock, keep the journal safe; until cancelled."""
+        self._alive_at = monotonic()
         async with asyncio.TaskGroup() as group:
             if self.store is not None:
+                assert self._readings is not None
                 group.create_task(self._write_commits(self.store))
+                group.create_task(self._readings.run())
+            if self.journal is not None:
+                group.create_task(self._keep_journal_safe(self.journal))
             group.create_task(self._watch_clock())
 
     async def _write_commits(self, store: Store) -> None:
         while True:
             commit = await self._commits.get()
             begun = time.perf_counter()
+            failpoints.hit("commit.before")
             try:
                 await store.commit(commit)
-            except StoreError as error:
-                self.tell(ev.CommitFailed(commit.seq, str(error)))
+            except (StoreError, Overloaded) as error:
+                self.tell(ev.CommitFailed(commit.seq, error.message))
             else:
+                failpoints.hit("commit.after")
                 self.commit_seconds.observe(time.perf_counter() - begun)
                 self.tell(ev.Committed(commit.seq))
 
@@ -217,8 +323,10 @@ class Shell:
             due = self._loop.time() + CLOCK_CHECK_S
             await asyncio.sleep(CLOCK_CHECK_S)
             self.loop_lag.observe(max(0.0, self._loop.time() - due))
+            if monotonic() - self._alive_at > STALL_S:
+                self.tell(ev.Ticked())  # Which tells that it stood still.
+            self._alive_at = monotonic()
             self._read_clock()
-            await self._sync_journal()
 
     def _read_clock(self) -> None:
         offset_s = time.time() - monotonic()
@@ -226,23 +334,28 @@ class Shell:
             self._utc_offset_s = offset_s
             self.tell(ev.ClockRead(offset_s))
 
-    async def _sync_journal(self) -> None:
+    async def _keep_journal_safe(self, journal: OutcomeJournal) -> None:
         worker = self.node.worker
-        if self._unsynced_since is None or worker is None or self.journal is None:
-            return
-        if not worker.unacknowledged_count:
-            self._unsynced_since = None
-        elif monotonic() - self._unsynced_since > JOURNAL_SYNC_S:
-            self._unsynced_since = None
-            try:
-                await self.journal.sync()
-            except (OSError, StoreError) as error:
-                log("error", "the journal cannot be made safe", reason=str(error))
+        assert worker is not None
+        while True:
+            await asyncio.sleep(CLOCK_CHECK_S)
+            if self._unsynced_since is None:
+                continue
+            if not worker.unacknowledged_count:
+                self._unsynced_since = None
+            elif monotonic() - self._unsynced_since > JOURNAL_SYNC_S:
+                self._unsynced_since = None
+                failpoints.hit("journal.sync.before")
+                try:
+                    await journal.sync()
+                except (OSError, StoreError) as error:
+                    log("error", "the journal cannot be made safe", reason=str(error))
+                failpoints.hit("journal.sync.after")
 
     def close(self) -> None:
         """Whoever still waits for an answer gets one."""
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(Unavailable("this daemon is stopping"))
+                future.set_exception(Stopping())
         if self._timer is not None:
             self._timer.cancel()

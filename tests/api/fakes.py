@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from taskd.api.cluster_types import ClusterView, EventView, HandlerView, NodeView, Ready, SchedulerView
 from taskd.api.dispatch import dispatch
 from taskd.api.ids import id_text
-from taskd.api.service import ApiRequest, ApiResponse, Caller, HandlerDefaults, Service
-from taskd.api.types import ClusterView, EventView, Explanation, HandlerView, NodeFit, NodeView, Ready
+from taskd.api.service import ApiRequest, ApiResponse, Caller, HandlerDefaults, OwnReads, Receipt, Service
+from taskd.api.types import Explanation, NodeFit
 from taskd.core.effects import Change
 from taskd.core.events import NewTask
 from taskd.core.task import Attempt, Outcome, Record, Report, TaskState, decode_record, decode_spec, encode
@@ -91,6 +92,9 @@ class FakeService:
         self.is_leader = leads
         self.leader: FakeService | None = None  # whom relay() reaches
         self.relayed: list[ApiRequest] = []
+        self.allowed_reads = OwnReads.NOTHING
+        self.durability: Literal["local", "replicated"] = "local"
+        self.provisional: set[bytes] = set()
         self.tasks: dict[bytes, TaskRow] = {}
         self.watches: list[FakeWatch] = []
         self.looked = asyncio.Event()  # set when somebody waits for a task
@@ -202,13 +206,16 @@ class FakeService:
             raise NoLeader()
         return await dispatch(request, self.leader, is_relayed=True)
 
+    async def own_reads(self) -> OwnReads:
+        return self.allowed_reads
+
     def now_s(self) -> float:
         return self.now
 
     def new_task_id(self) -> bytes:
         self._last += 1
         head = int(self.now * 1000).to_bytes(6) + b"\x70\x00\x80\x00"
-        return head + self._last.to_bytes(6)
+        return head + (self._last << 8).to_bytes(6)  # With room for those that count on from it.
 
     def check_params(self, type: str, params: bytes) -> None:
         if type in self.wrong_params:
@@ -217,7 +224,7 @@ class FakeService:
     def handler_defaults(self, type: str) -> HandlerDefaults:
         return self.defaults.get(type, HandlerDefaults())
 
-    async def submit(self, tasks: list[NewTask]) -> set[bytes]:
+    async def submit(self, tasks: list[NewTask]) -> Receipt:
         if self.submit_error is not None:
             raise self.submit_error
         self.submissions.append(tasks)
@@ -225,7 +232,7 @@ class FakeService:
         for task in tasks:
             if task.id not in known:
                 self.tasks[task.id] = row_of(task)
-        return known
+        return Receipt(known, self.durability)
 
     async def cancel(self, ids: list[bytes]) -> list[bytes]:
         if self.cancel_error is not None:
@@ -255,6 +262,9 @@ class FakeService:
 
     def watch(self, ids: list[bytes]) -> FakeWatch:
         return FakeWatch(self, ids)
+
+    def is_provisional(self, row: TaskRow) -> bool:
+        return row.id in self.provisional
 
     def explain(self, id: bytes) -> Explanation | None:
         row = self.tasks.get(id)
@@ -296,9 +306,11 @@ class FakeService:
             self.open_streams -= 1
 
     def cluster(self) -> ClusterView:
+        own, replica = (7, "head") if self.is_leader else (9, "second"), SchedulerView(7, "head", "leading", 0, 0, True)
         return ClusterView(
-            "default", 7, "head", ["scheduler"], 7, "head", 3, "ok", "", "local", 1, 1, 2, 0, {"queued": 1}, "0"
-        )
+            "default", *own, ["scheduler"], 7, "head", 3, "ok", "", self.durability, 1, 1, 2, 0, {"queued": 1}, "0",
+            [replica],
+        )  # fmt: skip
 
     def ready(self) -> Ready:
         return Ready(self.is_ready, "" if self.is_ready else "no leader is known")

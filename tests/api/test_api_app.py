@@ -15,7 +15,7 @@ import pytest
 
 from taskd.api import app
 from taskd.api.app import ApiServer, serve
-from taskd.api.types import EventView
+from taskd.api.cluster_types import EventView
 from taskd.core.task import Report
 from taskd.errors import AlreadyRunning, Unavailable
 from tests.api.fakes import NOW_S, FakeService, written

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from taskd.api.types import EventView
+from taskd.api.cluster_types import EventView
 from taskd.version import VERSION
 from tests.api.fakes import ALICE, NOW_S, ROOT, FakeService, node_view
 

@@ -41,7 +41,7 @@ async def test_a_list_is_newest_first_and_shows_what_matters(service: FakeServic
         "id": first, "type": "command", "name": "one", "state": "failed", "queue": "default", "priority": 4,
         "owner": "alice", "submitted": NOW_S, "changed": NOW_S, "finished": NOW_S, "attempt": 1, "worker": 8,
         "worker_name": "worker-a", "started": NOW_S, "exit_code": 3, "reason": "it broke", "labels": {"team": "x"},
-        "command": "echo 'a b'",
+        "command": "echo 'a b'", "provisional": False,
     }  # fmt: skip
     waiting = answer["tasks"][0]
     assert (waiting["state"], waiting["attempt"], waiting["worker"], waiting["finished"]) == ("queued", 0, None, None)

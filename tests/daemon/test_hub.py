@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from taskd.api.types import EventView
+from taskd.api.cluster_types import EventView
 from taskd.core.effects import AnnounceNode, Change
 from taskd.core.task import TaskState
 from taskd.daemon import hub as hub_module

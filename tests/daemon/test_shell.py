@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from taskd.core import effects as fx
-from taskd.core import election
 from taskd.core import events as ev
+from taskd.core import scheduler
 from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import TaskSpec, encode
 from taskd.daemon import shell as shell_module
 from taskd.daemon.hub import Hub
 from taskd.daemon.metrics import text_source
-from taskd.daemon.shell import Shell
+from taskd.daemon.shell import Answered, Shell
 from taskd.errors import StoreError, Unavailable
 from taskd.protocol import messages as msg
 
@@ -44,6 +44,9 @@ class FakeStore:
         if not self.is_held:
             future.set_result(None)
         await future
+
+    async def unfinished(self, after: bytes) -> tuple[list[msg.TaskRow], bytes | None]:
+        return [], None
 
     def size_bytes(self) -> int:
         return 4096
@@ -71,6 +74,8 @@ class FakeMesh:
     def send(self, node_id: int, message: msg.Message) -> bool:
         self.sent.append((node_id, message))
         return True
+
+    def disconnect(self, node_id: int, reason: str) -> None: ...
 
 
 class FakeRunner:
@@ -110,9 +115,10 @@ def store() -> FakeStore:
 @pytest.fixture
 async def head(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shell]:
     """A scheduler that leads."""
-    monkeypatch.setattr(election, "JOIN_S", 0.0)
+    monkeypatch.setattr(scheduler, "JOIN_S", 0.0)
     info = msg.NodeInfo(HEAD, "head", ("scheduler",), bytes(16), 1, "1.0")
-    shell = Shell(Node(info, Random(1), SchedulerSettings(), None), Hub(), store, None)  # type: ignore[arg-type]
+    node = Node(info, Random(1), SchedulerSettings(), None, is_founder=True)
+    shell = Shell(node, Hub(), store, None)  # type: ignore[arg-type]
     shell.mesh = FakeMesh()
     async with running(shell):
         shell.tell(ev.Loaded(None, [], []))
@@ -157,7 +163,7 @@ async def test_a_client_is_answered_when_the_disk_has_it(head: Shell, store: Fak
     await until(lambda: store.commits[-1][0].inserted)
     assert not asking.done()
     store.commits[-1][1].set_result(None)
-    assert await asking == []
+    assert await asking == Answered([], "local")
 
 
 async def test_what_comes_in_one_turn_is_one_commit(head: Shell, store: FakeStore) -> None:
@@ -290,12 +296,17 @@ async def test_a_journal_that_fails_is_told_once_and_work_goes_on(
     runner = worker.runner
     caplog.set_level(logging.INFO, "taskd")
     worker.journal.failure = StoreError("no space left")
-    for number in (1, 2, 3):
+
+    async def run(number: int) -> None:
         worker.tell(runs(number))
-        await until(lambda number=number: len(runner.started) == number)
+        await until(lambda: len(runner.started) == number)
+        worker.progressed([], [msg.AttemptEnded(runner.started[-1].key, 0, 1.0, 2.0, b"")])
+        await asyncio.sleep(0)
+
+    for number in (1, 2, 3):
+        await run(number)
     worker.journal.failure = None
-    worker.tell(runs(4))
-    await until(lambda: len(runner.started) == 4)
+    await run(4)
     said = [record.message for record in caplog.records if "journal" in record.message]
     assert said == ["the journal cannot be written", "the journal can be written again"]
 
