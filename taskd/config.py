@@ -267,6 +267,8 @@ SETTINGS: dict[str, Setting] = _settings()
 RELOADABLE = frozenset({
     "node.log_level",
     "scheduler.queued_max", "scheduler.worker_grace_s", "scheduler.prefetch_s", "scheduler.prefetch_max",
+    "scheduler.min_replicas", "scheduler.standby_grace_s", "scheduler.hand_over_after_s", "scheduler.empty_wait_s",
+    "scheduler.finished_age_max",
     "worker.slots", "worker.cpus", "worker.memory", "worker.gpus", "worker.resources", "worker.labels", "worker.types",
 })  # fmt: skip
 """The keys that SIGHUP may change; the others wait for a restart."""
