@@ -290,7 +290,7 @@ class Clients:
     def _draw_plan(self, spec: TaskSpec) -> Plan:
         random = self.world.engine.random
         scale = self.world.work_s
-        durations = tuple(random.expovariate(1.0) * scale for _ in range(3))
+        durations = tuple(min(random.expovariate(1.0), 3.0) * scale for _ in range(3))
         if random.random() < 0.7:
             return Plan(durations)
         outcomes = tuple(random.choice((Outcome.OK, *OUTCOMES)) for _ in range(3))

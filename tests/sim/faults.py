@@ -146,7 +146,10 @@ def long_pause(world: World, random: Random) -> bool:
 @fault(1.5)
 def stop(world: World, random: Random) -> bool:
     """An orderly stop and a later start."""
-    return _down(world, _any_running(world, random), random, lambda host: host.stop(random.choice((0.1, 1.0))))
+    host = _any_running(world, random)
+    if host is not None:
+        host.stop(random.choice((0.1, 1.0)), random.choice((0.1, 2.0, 6.0)))
+    return host is not None
 
 
 # -- Clocks --------------------------------------------------------------------------------------------------------------

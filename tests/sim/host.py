@@ -50,6 +50,7 @@ class Host:
         self.database = world.new_database()
         self.journal = JournalFile()
         self.lost_ids: dict[bytes, None] = {}  # that were on disks of this machine which were lost
+        self.stopped_for_s = 0.0  # by an operator, when it stops in good order
         self.is_retired = False  # never to be started again
         self.base_s = random.uniform(0.0, 1e6)  # of the monotonic clock
         self.skew_s = 0.0
@@ -144,8 +145,9 @@ class Host:
         """Whether this daemon has just made the cluster's key: then nobody else can have tasks."""
         return self.index == 0 and self.starts == 1
 
-    def stop(self, grace_s: float) -> None:
-        """As systemctl stop does."""
+    def stop(self, grace_s: float, stopped_for_s: float) -> None:
+        """As systemctl stop does; and start, so long after it has stopped."""
+        self.stopped_for_s = stopped_for_s
         self.world.note(self, "is stopped")
         self.tell(ev.StopWanted(grace_s))
 

@@ -166,18 +166,16 @@ class Peers:
             self.world.referee.on_peer_lost(self.host, node.node_id)
             self.host.tell(ev.PeerDown(node.node_id, reason, is_orderly))
             self.host.relay.on_peer_lost(node.node_id)
-        dialer = end.target
-        if dialer is None:
-            dialer = self._dialer_of(end)
-        if dialer is not None and not self.is_over:
-            dialer.is_dialling = False
-            if end.peer is not None:
-                dialer.wait_s = 0.0
-            self._failed(dialer)
-
-    def _dialer_of(self, end: End) -> Dialer | None:
-        """A connection that came from the other side is not ours to make again."""
-        return self.dialers.get(end.other.peers.host.index) if end.is_dialled else None
+        if self.is_over:
+            return
+        for dialer in self.dialers.values():
+            if dialer is end.target:
+                dialer.is_dialling = False
+                if node is not None:
+                    dialer.wait_s = 0.0
+                self._failed(dialer)
+            elif node is not None and dialer.target.node_id == node.node_id and not dialer.is_dialling:
+                self._failed(dialer)  # Another machine with the same node id, or a connection that came in between.
 
     # -- The process ---------------------------------------------------------------------------------------------------
 

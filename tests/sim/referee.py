@@ -51,9 +51,10 @@ class Reign:
 class Copy:
     """A standby in sync, as its leader knows it."""
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, term: Term, since: float, lsn: int) -> None:
+        self.term = term
         self.since = since
-        self.lsn = 0  # acknowledged
+        self.lsn = lsn  # acknowledged
         self.is_behind = False  # it took too long with a commit, and does not count until it has them all
 
 
@@ -64,6 +65,7 @@ class Sight:
         self.says: dict[int, msg.Leading] = {}
         self.synced: dict[int, Copy] = {}  # standbys in sync with our own term
         self.handed: Term | None = None  # the term that was handed over to us
+        self.has_handed = False  # our reign to another, which has to take over now
         self.term: Term | None = None  # the greatest that a worker obeyed
         self.allowed: dict[AttemptKey, None] = {}  # attempts that a leader gave to this worker, rightly
         self.to_announce: dict[bytes, int] = {}  # decisions that replace others which were told
@@ -81,6 +83,7 @@ class Referee:
         self.closed: dict[AttemptKey, Dot] = {}  # by which commit an attempt first ended
         self.begun: dict[AttemptKey, int] = {}
         self.ended: dict[AttemptKey, Outcome] = {}
+        self.reported: dict[AttemptKey, int] = {}  # outcomes as their workers wrote them down
         self.accepted: dict[bytes, str] = {}  # with which durability
         self.told: dict[bytes, tuple[int, Dot]] = {}  # the weightiest decision that was announced, and what made it
         self.purged: dict[bytes, None] = {}
@@ -166,11 +169,13 @@ class Referee:
         if greatest is not None and term.epoch <= greatest.epoch:
             raise Violation("4", f"{host.name} claims epoch {term.epoch} and has seen {greatest.epoch}")
         sight = self.sight(host)
-        for node_id in host.peers.open:
+        for node_id in host.peers.open if sight.handed is None else ():
             said = sight.says.get(node_id)
-            if said is None or said.term is None or said.term.node_id == host.node_id or said.term == sight.handed:
-                continue
-            raise Violation("9", f"{host.name} claims while {node_id} says that it follows {said.term}")
+            if said is not None and said.term is not None and said.term.node_id != host.node_id:
+                raise Violation("9", f"{host.name} claims while {node_id} says that it follows {said.term}")
+            if said is not None and said.may_lead and node_id < host.node_id and not sight.has_handed:
+                raise Violation("9", f"{host.name} claims while {node_id} is there and would lead")
+        sight.handed, sight.has_handed = None, False
         self.reigns[term] = Reign(term, host)
 
     def _check_own_row(self, host: Host, row: TaskRow, dot: Dot) -> None:
@@ -337,6 +342,8 @@ class Referee:
             return
         asked_at = reign.commits[dot.lsn][0]
         for copy in self.sight(host).synced.values():
+            if copy.term != dot.term:
+                continue
             self._look_behind(host, reign, copy)
             if copy.since <= asked_at and not copy.is_behind and not self._has_copy(host, dot):
                 raise Violation("1", f"{host.name} {what} of commit {dot.lsn}, and no standby in sync has that")
@@ -351,7 +358,10 @@ class Referee:
         reign = self.reigns.get(message.term)
         if reign is None or reign.boot != host.boot or host.database.term != message.term:
             return
-        copy = self.sight(host).synced.setdefault(sender, Copy(self.world.engine.now))
+        synced = self.sight(host).synced
+        if sender not in synced or synced[sender].term != message.term:
+            synced[sender] = Copy(message.term, self.world.engine.now, message.lsn)
+        copy = synced[sender]
         self._look_behind(host, reign, copy)
         copy.lsn = max(copy.lsn, message.lsn)
         if copy.is_behind and copy.lsn >= len(reign.commits):
@@ -372,7 +382,7 @@ class Referee:
                 continue
             attempts = {key_of(row, attempt): attempt for attempt in record_of(row.record).attempts}
             attempt = attempts.get(key)
-            is_success = self.ended.get(key) is Outcome.OK
+            is_success = self.reported.get(key) == Outcome.OK
             if is_final(row):
                 pass
             elif is_success:
@@ -384,8 +394,9 @@ class Referee:
 
     def _is_known_elsewhere(self, host: Host, task_id: bytes) -> bool:
         """Whether a scheduler that this one knows of has the task. What no disk has any more is asked for in vain."""
+        known = {node_id for node_id in host.database.nodes if not self.world.is_id_shared(node_id)}
         return task_id not in self.purged and any(
-            task_id in other.database.rows for other in self.world.schedulers if other.node_id in host.database.nodes
+            task_id in other.database.rows and other.node_id in known for other in self.world.schedulers
         )
 
     def _sent_replicated(self, host: Host, to: int, message: msg.Replicated) -> None:
@@ -428,6 +439,7 @@ class Referee:
                         raise Violation("1", f"{host.name} leads without what {other.name} had: {lsn} of {earlier}")
 
     def _sent_hand_over(self, host: Host, to: int, message: msg.HandOver) -> None:
+        self.sight(host).has_handed = True
         if not any(
             other.node_id == to and covers(other.database.seen, Dot(message.term, message.lsn))
             for other in self.world.hosts
@@ -468,6 +480,8 @@ class Referee:
     def on_journal(self, host: Host, entry: fx.Journal) -> None:
         """A worker writes down something."""
         sight = self.sight(host)
+        for outcome in entry.ended:
+            self.reported[outcome.key] = outcome.outcome
         if entry.term is not None:
             if sight.term is not None and entry.term.rank() < sight.term.rank():
                 raise Violation("4", f"worker {host.name} obeys {entry.term} after {sight.term}")

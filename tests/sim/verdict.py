@@ -55,11 +55,6 @@ def _work(world: World) -> str:
     return ""
 
 
-def decided_count(world: World) -> int:
-    """How many tasks are decided somewhere."""
-    return max(sum(map(is_final, host.database.rows.values())) for host in world.schedulers)
-
-
 def _leftovers(world: World) -> str:
     for host in world.members:
         scheduler, worker = host.node.scheduler, host.node.worker

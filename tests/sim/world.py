@@ -102,6 +102,10 @@ class World:
     def schedulers(self) -> list[Host]:
         return [host for host in self.members if host.is_scheduler]
 
+    def is_id_shared(self, node_id: int) -> bool:
+        """Whether two machines have this node id, by mistake."""
+        return sum(host.node_id == node_id for host in self.hosts) > 1
+
     def leaders(self) -> list[Host]:
         """Schedulers that lead and say so."""
         return [host for host in self.schedulers if host.is_up and host.leader == host.node_id]
@@ -119,9 +123,8 @@ class World:
             host.start()
 
     def on_exit(self, host: Host, status: int) -> None:
-        """A daemon has ended by itself. In good order: whoever stopped it starts it again."""
-        if status:
-            self.restart_later(host)
+        """A daemon has ended by itself: the service manager starts it again, or whoever stopped it."""
+        self.restart_later(host, host.stopped_for_s if status == 0 else None)
 
     def lose_database(self, host: Host, new: Database) -> None:
         """The disk of a machine that does not run is replaced."""
@@ -146,7 +149,8 @@ class World:
             if not host.is_up:
                 self.restart_later(host, 0.1 * self.engine.random.random())
         for node_id in self.clients.drained:
-            self.clients.drain(node_id, None)
+            for delay_s in (0.0, 12.0, 25.0):  # Somebody's wish to drain may still be on its way.
+                self.engine.after(delay_s, self.clients.drain, node_id, None)
 
     def count_fault(self, kind: str) -> None:
         """A fault has struck."""
@@ -158,6 +162,6 @@ class World:
             detail = "" if what is None else f" {brief(what)}"
             self.lines.append(f"{self.engine.now:10.5f} {host.name} {text}{detail}")
 
-    def story(self, count: int) -> str:
-        """The last so many lines of the trace."""
-        return "\n".join(line[:LINE_CHARS_MAX] for line in self.lines[-count:])
+    def story(self) -> str:
+        """The trace."""
+        return "\n".join(line[:LINE_CHARS_MAX] for line in self.lines)
