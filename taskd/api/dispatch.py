@@ -62,6 +62,8 @@ async def _of_the_leader(route: Route, argument: str, request: ApiRequest, servi
     """Answer a request of a local client that is the leader's to answer."""
     if route.makes_tasks:
         request = replace(request, first_id=service.new_task_id())
+    if route.resumes == "events":
+        return await service.relay(request)  # Ours to give now, perhaps, and another's before the reader has enough.
     try:
         if service.leads or await _is_known_here(route, argument, request, service):
             return await _answer(route, argument, request, service)

@@ -14,7 +14,8 @@ from taskd.client import calls
 from taskd.client.errors import ConnectionLost
 from taskd.client.lines import LineSplitter
 
-WORD_CHARS = len("cancelling")  # of the longest state
+WORD_CHARS = len("replicated")  # of the longest state
+SUBJECT_CHARS = len("standby")
 
 Json = dict[str, Any]
 
@@ -28,9 +29,12 @@ Examples:
 
 There is no history: events are those from now on, until Ctrl-C.""",
 )
-@click.option("-f", "--follow", is_flag=True, help="Go on for ever, also over a restart of the daemon.")
+@click.option("-f", "--follow", is_flag=True, help="Go on for ever, also over restarts and changes of leaders.")
 @click.option(
-    "--kind", multiple=True, metavar="KIND", help="Only this kind: task, task.failed, node, leader; repeatable."
+    "--kind",
+    multiple=True,
+    metavar="KIND",
+    help="Only this kind: task, task.failed, node, leader, standby, durability; repeatable.",
 )
 @click.option("--task", multiple=True, metavar="ID", help="Only events of this task; may be repeated.")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="End after so many.")
@@ -39,7 +43,7 @@ There is no history: events are those from now on, until Ctrl-C.""",
 def events(
     session: Session, *, follow: bool, kind: tuple[str, ...], task: tuple[str, ...], count: int | None, as_json: bool
 ) -> None:
-    """Print what happens: tasks begin and end, nodes come and go, a leader takes over."""
+    """Print what happens: tasks begin and end, nodes come and go, a leader takes over, copies are lost or complete."""
     if follow:
         session.be_patient()
     call = calls.events(kinds=kind, tasks=task)
@@ -71,6 +75,11 @@ def _print(event: Json, as_json: bool) -> None:
     about = short(event["id"]) if event.get("id") else ""
     if event.get("node_id") is not None:
         about = f"{about} on node {event['node_id']}" if about else f"node {event['node_id']}"
-    detail = f"  {clean(event['detail'])}" if event.get("detail") else ""
+    detail = clean(event["detail"]) if event.get("detail") else ""
+    if event["kind"] == "leader.changed":
+        about, detail = f"{about} leads from now on", f"({detail})" if detail else ""
+    elif subject == "durability":
+        about, subject = "", "copies"
+    text = "  ".join(part for part in (about, detail) if part)
     padding = " " * (WORD_CHARS - len(word))
-    click.echo(f"{click.style(at, dim=True)}  {subject:<6}  {state_text(word)}{padding}  {about}{detail}")
+    click.echo(f"{click.style(at, dim=True)}  {subject:<{SUBJECT_CHARS}}  {state_text(word)}{padding}  {text}".rstrip())

@@ -18,7 +18,8 @@ _STYLES = {
     "running": "cyan", "cancelling": "yellow", "retrying": "yellow", "succeeded": "green", "failed": "red",
     "timed_out": "red", "expired": "red", "cancelled": "yellow", "up": "green", "draining": "yellow",
     "drained": "yellow", "lost": "red", "ok": "green", "degraded": "yellow", "down": "red", "warn": "yellow",
-    "fail": "red",
+    "fail": "red", "leading": "green", "in_sync": "green", "catching_up": "yellow", "away": "red",
+    "superseded": "yellow", "replicated": "green", "local": "yellow",
 }  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def _when(task: Json, now_s: float) -> list[tuple[str, str]]:
         ("retries", again),
         ("when lost", "fails" if task["on_lost"] == "fail" else ""),
         ("reason", task["reason"]),
+        ("provisional", "a scheduler is away that may bring another end" if task.get("provisional") else ""),
     ]
 
 

@@ -120,6 +120,7 @@ class Task(View, frozen=True):
     reason: str = ""
     labels: dict[str, str] = {}
     command: str = ""
+    provisional: bool = False  # it ended while a scheduler was away, which may bring another end
 
     @property
     def is_finished(self) -> bool:
@@ -196,10 +197,26 @@ class Node(View, frozen=True):
     round_trip_s: float | None = None
     drain_reason: str = ""
     seen: float = 0.0
+    replication: str | None = None  # of schedulers: leading, in_sync, catching_up, away
+    lag_commits: int | None = None
+    lag_s: float | None = None
+    may_lead: bool = False
+
+
+class Scheduler(View, frozen=True):
+    """One scheduler, and how far its copy of the tasks is behind the leader's; None where that cannot be told."""
+
+    node_id: int
+    name: str = ""
+    replication: str | None = None  # leading, in_sync, catching_up, away
+    lag_commits: int | None = None
+    lag_s: float | None = None
+    may_lead: bool = False
 
 
 class Cluster(View, frozen=True):
-    """The cluster in one look, from the node that answers. `tasks` counts the unfinished ones by state."""
+    """The cluster in one look, as the leader sees it, or the node that is asked where it reaches none. `tasks` counts
+    the unfinished ones by state, `term` the changes of leaders; `durability` is local or replicated."""
 
     cluster: str
     node_id: int
@@ -217,6 +234,7 @@ class Cluster(View, frozen=True):
     running: int = 0
     tasks: dict[str, int] = {}
     version: str = ""
+    replicas: list[Scheduler] = []
 
 
 class Handler(View, frozen=True):

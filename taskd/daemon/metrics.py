@@ -15,7 +15,7 @@ from taskd.core.ledger import Ledger
 from taskd.core.scheduler import Scheduler
 from taskd.core.stats import Histogram
 from taskd.core.task import TaskState
-from taskd.daemon.shell import Shell
+from taskd.daemon.shell import Shell, monotonic
 from taskd.version import VERSION
 
 
@@ -88,8 +88,26 @@ class _NodeCollector(Collector):
         yield _histogram("taskd_commit_seconds", "How long commits took.", shell.commit_seconds)
         if shell.store is not None:
             yield GaugeMetricFamily("taskd_store_bytes", "Size of the database.", value=shell.store.size_bytes())
+        text = "Whether this scheduler holds everything that the leader does."
+        yield GaugeMetricFamily("taskd_in_sync", text, value=scheduler.is_in_sync)
         if is_leader:
             yield from self._live(scheduler)
+            yield from self._copies(scheduler)
+
+    def _copies(self, scheduler: Scheduler) -> Iterator[Metric]:
+        is_replicated = scheduler.durability == "replicated"
+        yield GaugeMetricFamily("taskd_durability", "Whether what is accepted is on two disks.", value=is_replicated)
+        standbys = scheduler.standbys(monotonic())
+        count = sum(1 for standby in standbys if standby.stage == "in_sync")
+        yield GaugeMetricFamily("taskd_standbys_in_sync", "Standbys that hold everything.", value=count)
+        commits = GaugeMetricFamily("taskd_replication_lag_commits", "How far a standby is behind.", labels=["node"])
+        seconds = GaugeMetricFamily("taskd_replication_lag_seconds", "For how long it is behind.", labels=["node"])
+        for standby in standbys:
+            row = scheduler.nodes.get(standby.node_id)
+            name = row.name if row is not None else str(standby.node_id)
+            commits.add_metric([name], standby.lag_commits)
+            seconds.add_metric([name], standby.lag_s)
+        yield from (commits, seconds)
 
     def _live(self, scheduler: Scheduler) -> Iterator[Metric]:
         tasks = GaugeMetricFamily("taskd_tasks", "Unfinished tasks.", labels=["state", "queue"])

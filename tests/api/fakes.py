@@ -201,6 +201,8 @@ class FakeService:
         return self.is_leader
 
     async def relay(self, request: ApiRequest) -> ApiResponse:
+        if self.is_leader:
+            return await dispatch(request, self, is_relayed=True)
         self.relayed.append(request)
         if self.leader is None:
             raise NoLeader()

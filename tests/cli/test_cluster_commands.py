@@ -61,6 +61,26 @@ def test_the_cluster_in_one_look(taskd: Taskd, daemon: FakeDaemon) -> None:
     assert ran.code == 0
     for text in ("cluster default is ok", "head (id 1), term 3", "1 scheduler, 1 worker", "2 queued, 1 running"):
         assert text in ran.out
+    assert "local: on one disk" in ran.out
+    replicas = [
+        {"node_id": 1, "name": "head", "replication": "leading", "lag_commits": 0, "lag_s": 0.0, "may_lead": True},
+        {"node_id": 2, "name": "arm", "replication": "in_sync", "lag_commits": 0, "lag_s": 0.0, "may_lead": True},
+        {"node_id": 3, "name": "old", "replication": "in_sync", "lag_commits": 2, "lag_s": 1.5, "may_lead": True},
+        {"node_id": 4, "name": "new", "replication": "away", "lag_commits": None, "lag_s": None, "may_lead": False},
+        {"node_id": 5, "name": "far", "replication": None, "lag_commits": None, "lag_s": None, "may_lead": False},
+    ]
+    daemon.cluster.update(replicas=replicas, durability="replicated")
+    lines = taskd("cluster", "status").out.splitlines()
+    assert "replicated: on more than one disk" in " ".join(lines)
+    table = [line.split() for line in lines[lines.index("") + 1 :]]
+    assert table == [
+        ["ID", "SCHEDULER", "COPY", "BEHIND"],
+        ["1", "head", "leading", "-"],
+        ["2", "arm", "in", "sync", "nothing"],
+        ["3", "old", "in", "sync", "2", "commits,", "for", "1.5s"],
+        ["4", "new", "away", "-"],
+        ["5", "far", "-", "-"],
+    ]
     daemon.cluster.update(leader=None, leader_name=None, health="down", why="no scheduler leads")
     ran = taskd("cluster", "status")
     assert ran.code == 1

@@ -280,11 +280,15 @@ def test_events_are_lines(taskd: Taskd, daemon: FakeDaemon) -> None:
             "node_id": 2,
             "detail": "x",
         },
-        {"kind": "leader.changed", "at": 1.767e9, "node_id": 1},
+        {"kind": "leader.changed", "at": 1.767e9, "node_id": 1, "detail": "epoch 5"},
+        {"kind": "durability.local", "at": 1.767e9, "node_id": 1, "detail": "no standby keeps a copy any more"},
+        {"kind": "task.superseded", "at": 1.767e9, "id": "01a20724-f837-733b-a4d3-051cfaf5b087", "detail": "so"},
     ]
     out = taskd("events").out.splitlines()
-    assert out[0].endswith("task    failed      faf5b087 on node 2  x")
-    assert out[1].endswith("leader  changed     node 1")
+    assert out[0].endswith("task     failed      faf5b087 on node 2  x")
+    assert out[1].endswith("leader   changed     node 1 leads from now on  (epoch 5)")
+    assert out[2].endswith("copies   local       no standby keeps a copy any more")
+    assert out[3].endswith("task     superseded  faf5b087  so")
     lines = taskd("events", "--json", "--count", "1", "--kind", "task").out.splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["task.failed"]
     assert daemon.requests[-1] == "GET /v1/events?kind=task"

@@ -577,6 +577,11 @@ CLUSTER: Json = {
     "cluster": "default", "node_id": 1, "name": "head", "roles": ["scheduler"], "leader": 1, "leader_name": "head",
     "term": 3, "health": "ok", "why": "", "durability": "local", "schedulers": 1, "workers": 1, "slots": 4,
     "running": 1, "tasks": {"queued": 2, "running": 1}, "version": "0.1.0",
+    "replicas": [
+        {
+            "node_id": 1, "name": "head", "replication": "leading", "lag_commits": 0, "lag_s": 0.0, "may_lead": True,
+        },
+    ],
 }  # fmt: skip
 EXPLANATION: Json = {
     "reason": "Resources", "text": "every worker that could run it is busy", "position": 3, "until": None,
