@@ -136,6 +136,11 @@ class Feed:
         self._check_copies(now, may_wait=not is_orderly)
 
     @property
+    def is_promising(self) -> bool:
+        """Whether what is accepted now will have a copy: one is in sync, or about to be at the begin of our reign."""
+        return bool(self.in_sync) or (self._outbox.needs_copy and not self._is_told)
+
+    @property
     def in_sync(self) -> list[int]:
         """Node ids of those that hold everything, lowest first."""
         return sorted(node_id for node_id, standby in self._standbys.items() if standby.stage is Stage.IN_SYNC)
@@ -171,9 +176,9 @@ class Feed:
                 self._say(Send(node_id, part))
             if standby.behind_since is None:
                 standby.behind_since = now
-        if self._outbox.needs_copy and self._timers.get("stall") is None:
+        if self._timers.get("stall") is None:
             self._progress_at = now
-            self._timers.set("stall", now + 2 * self.settings.standby_grace_s)
+            self._watch_for_stalls()
 
     def committed(self) -> None:
         """The commit on its way to the disk has arrived: pages that begin now show it."""
@@ -197,10 +202,7 @@ class Feed:
         if standby.stage is not Stage.IN_SYNC:
             return []
         self._progress_at = now
-        if is_level:
-            self._timers.clear("stall")
-        else:
-            self._timers.set("stall", now + 2 * self.settings.standby_grace_s)
+        self._watch_for_stalls()
         return self._outbox.copied(message.lsn)
 
     # -- Durability ----------------------------------------------------------------------------------------------------
@@ -235,11 +237,28 @@ class Feed:
         return released
 
     def _give_up_stalled(self, now: float) -> None:
-        for standby in self._standbys.values():
-            if standby.stage is Stage.IN_SYNC and standby.acknowledged < self.last_lsn:
+        stall_s = 2 * self.settings.standby_grace_s
+        behind = [it for it in self._standbys.values() if it.stage is Stage.IN_SYNC and it.behind_since is not None]
+        for standby in behind:
+            since = standby.behind_since
+            assert since is not None
+            if now - since >= stall_s - 1e-6:
                 standby.stage, standby.since = Stage.STALLED, now
                 self._log("warning", "standby does not keep up", node=standby.info.name)
         self._check_copies(now)
+        self._watch_for_stalls()
+
+    def _watch_for_stalls(self) -> None:
+        """Look again when the one that is behind for longest counts as gone."""
+        since = [
+            it.behind_since
+            for it in self._standbys.values()
+            if it.stage is Stage.IN_SYNC and it.behind_since is not None
+        ]
+        if since:
+            self._timers.set("stall", min(since) + 2 * self.settings.standby_grace_s)
+        else:
+            self._timers.clear("stall")
 
     def next_deadline(self, now: float) -> float | None:
         """When tick has something to do, or hand_over_to may change."""

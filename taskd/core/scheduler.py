@@ -162,7 +162,7 @@ class Scheduler(Leadership):
     def _refusal(self) -> Unavailable | None:
         if self.is_stopping:
             return Unavailable("the scheduler is stopping; try again in a moment")
-        if self.settings.min_replicas and self.durability == "local" and not self.outbox.needs_copy:
+        if self.settings.min_replicas and self.feed is not None and not self.feed.is_promising:
             return Unavailable("no standby keeps a copy, and min_replicas asks for one")
         return None
 

@@ -268,10 +268,10 @@ class Connection(asyncio.Protocol):
 
     # -- Closing -------------------------------------------------------------------------------------------------------
 
-    def goodbye(self, reason: str) -> None:
-        """Tell the peer that we close, and do."""
+    def goodbye(self, reason: str, taken_by: str = "") -> None:
+        """Tell the peer that we close, and do. `taken_by`: who else has its node id."""
         if self.session is not None and self.session.state is State.OPEN and self._reason is None:
-            self._queue(encode(Goodbye(reason)))
+            self._queue(encode(Goodbye(reason, taken_by)))
             self._flush()
         self.close(reason)
 

@@ -39,6 +39,7 @@ class Hints(Protocol):
 
     def add_hint(self, node_id: int, addresses: Sequence[str]) -> None: ...
     def remove_hint(self, node_id: int) -> None: ...
+    def add_twin(self, addresses: Sequence[str]) -> None: ...
 
 
 def lan_addresses(wanted: Sequence[str] = (), adapters: Iterable[ifaddr.Adapter] | None = None) -> list[str]:
@@ -159,8 +160,13 @@ class Discovery:
         except ValueError:
             return
         addresses = info.parsed_scoped_addresses(IPVersion.All)[:ADDRESSES_MAX]
+        texts = [address_text(address, info.port) for address in addresses]
+        if node_id == self._node.node_id:
+            if name != f"{self._node.store_id.hex()}.{SERVICE}":
+                self._mesh.add_twin(texts)
+            return
         self._ids_by_name[name] = node_id
-        self._mesh.add_hint(node_id, [address_text(address, info.port) for address in addresses])
+        self._mesh.add_hint(node_id, texts)
 
 
 def _version(addresses: list[str]) -> IPVersion:

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
 from msgspec import Struct
 
-from taskd.core.events import PeerDown, PeerUp, Received
+from taskd.core.events import Collided, PeerDown, PeerUp, Received
 from taskd.errors import ConfigError
 from taskd.net.connection import Connection, address_text, monotonic
 from taskd.net.security import Credentials, Key
@@ -73,7 +73,7 @@ class Mesh:
         peer_timeout_s: float,
         redial_max_s: float,
         random: Random,
-        on_event: Callable[[PeerUp | PeerDown | Received], None],
+        on_event: Callable[[PeerUp | PeerDown | Received | Collided], None],
         on_call: Callable[[int, Any], None],
         log: Log,
     ) -> None:
@@ -150,6 +150,13 @@ class Mesh:
         connection.send(message)
         return True
 
+    def disconnect(self, node_id: int, reason: str) -> None:
+        """End the connection to a peer that breaks the protocol; it is dialled again like any other that was lost."""
+        connection = self._open.get(node_id)
+        if connection is not None:
+            self._log("warning", "peer disconnected", node=node_id, reason=reason)
+            connection.goodbye(reason)
+
     async def drained(self, node_id: int) -> None:
         """Wait until little waits to be sent to a peer."""
         connection = self._open.get(node_id)
@@ -184,6 +191,19 @@ class Mesh:
         self._hints[node_id] = tuple(addresses)
         self._start_dialer(node_id)
         self._wake[node_id].set()
+
+    def add_twin(self, addresses: Sequence[str]) -> None:
+        """Another store is announced with our own node id: meet it once, so that both know."""
+        if not self._is_stopping and len(self._tasks) < HALF_OPEN_MAX:
+            self._keep(self._meet(addresses))
+
+    async def _meet(self, addresses: Sequence[str]) -> None:
+        await self._dial_any(addresses)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def remove_hint(self, node_id: int) -> None:
         """It has said that it leaves: dial it no more until it is heard of again."""
@@ -274,9 +294,7 @@ class Mesh:
             oldest = next(other for other in accepted if other.host == busiest)
             oldest.close("holds too many connections without a hello", is_refusal=True)
         self._half_open[connection] = None
-        task = asyncio.get_running_loop().create_task(connection.secure())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(connection.secure())
 
     # -- Connections' word ---------------------------------------------------------------------------------------------
 
@@ -289,7 +307,8 @@ class Mesh:
         if old is not None and old.peer is not None:
             is_alive = monotonic() - old.heard_at < 2 * self.heartbeat_s
             if old.peer.store_id != node.store_id and is_alive:
-                connection.goodbye(f"node id {node.node_id} is taken by {old.peer.name}: start with another --node-id")
+                reason = f"node id {node.node_id} is taken by {old.peer.name}: start with another --node-id"
+                connection.goodbye(reason, old.peer.name)
                 self._log("error", "two nodes have the same id", node=node.node_id, one=old.peer.name, other=node.name)
                 return
             if old.peer.boot == node.boot and is_alive:
@@ -327,6 +346,10 @@ class Mesh:
             del self._open[node.node_id]
             is_orderly = connection.session is not None and connection.session.goodbye is not None
             self._on_event(PeerDown(node.node_id, reason, is_orderly))
+
+        session = connection.session
+        if session is not None and session.taken_by and not self._is_stopping:
+            self._on_event(Collided(session.taken_by, connection.address))
 
     def _note_refusal(self, connection: Connection, reason: str) -> None:
         self.counters.refused += 1

@@ -186,9 +186,11 @@ class Pong(Message, frozen=True):
 
 
 class Goodbye(Message, frozen=True):
-    """The sender is about to close, in good order: it will not come back on this connection."""
+    """The sender is about to close, in good order: it will not come back on this connection. `taken_by`: it has another
+    node of the receiver's node id, which has this name."""
 
     reason: Text
+    taken_by: Name = ""
 
 
 class Request(Message, frozen=True):
@@ -296,10 +298,10 @@ class Wanted(Message, frozen=True):
 
 
 class Page(Message, frozen=True):
-    """Rows that the receiver lacks, in answer to Claim, Attach or Wanted of `term`; `seen` is the sender's, when it began
-    to answer. Each page is answered by PageTaken before the next comes. `present`, where it is not None, are the ids of
-    all tasks that the sender has above `after` and up to `until` (empty: no bound): what else the receiver has there
-    was purged, unless the sender's `seen` does not cover it."""
+    """Rows that the receiver lacks, in answer to Claim, Attach or Wanted of `term`; `seen` is the sender's, when it
+    began to answer. Each page is answered by PageTaken before the next comes. `present`, where it is not None, are the
+    ids of all tasks that the sender has above `after` and up to `until` (empty: no bound): what else the receiver has
+    there was purged, unless the sender's `seen` does not cover it."""
 
     term: Term
     number: Unsigned

@@ -45,6 +45,7 @@ class Session:
         self.state = State.GREETING
         self.peer: NodeInfo | None = None
         self.goodbye: str | None = None
+        self.taken_by = ""  # the name of another node that has our node id: the peer itself, or one that it has met
         self.round_trip_s: float | None = None
         self.clock_offset_s: float | None = None
         self._node = node
@@ -88,6 +89,7 @@ class Session:
 
     def _greet(self, message: Message, now: float) -> None:
         if isinstance(message, Goodbye):
+            self.taken_by = message.taken_by
             raise Refused(f"does not take us in: {message.reason}")
         if not isinstance(message, Hello):
             raise ProtocolError(f"the first message must be Hello, not {type(message).__name__}")
@@ -101,6 +103,7 @@ class Session:
         if node.store_id == self._node.store_id:
             raise Refused("is this node itself")
         if node.node_id == self._node.node_id:
+            self.taken_by = node.name
             raise Refused(f"has our node id {node.node_id} and another store: give one of us another --node-id")
         self.peer = node
         self.state = State.OPEN
@@ -113,6 +116,7 @@ class Session:
             self._on_pong(message, now)
         elif isinstance(message, Goodbye):
             self.goodbye = message.reason
+            self.taken_by = message.taken_by
             self.state = State.CLOSED
         else:
             raise ProtocolError("a second Hello")

@@ -415,7 +415,7 @@ async def test_a_member_that_says_no_hello_is_not_waited_for(peers: Peers, monke
 
 WRONG: dict[str, bytes] = {
     "a scheduler's message": encode(msg.Cancel(TERM, ())),
-    "a leader's claim": encode(msg.Leading(TERM)),
+    "a leader's claim": encode(msg.Claim(TERM, ())),
     "a frame too large": (0xFFFFFFF0).to_bytes(4, "big"),
     "an empty frame": bytes(4),
     "no message": b"\x00\x00\x00\x01\xc1",

@@ -27,6 +27,19 @@ assignments = st.builds(msg.Assignment, keys, bodies)
 started = st.builds(msg.AttemptStarted, keys, times)
 ended = st.builds(msg.AttemptEnded, keys, st.integers(0, 255), times, times, bodies)
 
+dots = st.builds(msg.Dot, terms, unsigned)
+many_dots = st.lists(dots, max_size=4).map(tuple)
+ids = st.binary(min_size=16, max_size=16)
+many_ids = st.lists(ids, max_size=4).map(tuple)
+rows = st.builds(
+    msg.TaskRow, ids, st.integers(0, 255), st.integers(-1_000_000, 1_000_000), names, names, names, names, times, times,
+    times, unsigned, unsigned, unsigned, unsigned, bodies, bodies,
+)  # fmt: skip
+many_rows = st.lists(rows, max_size=3).map(tuple)
+many_node_rows = st.lists(
+    st.builds(msg.NodeRow, unsigned, names, st.just(("worker",)), st.none() | names, times), max_size=3
+).map(tuple)
+
 BY_KIND: dict[type[msg.Message], st.SearchStrategy[msg.Message]] = {
     msg.Hello: st.builds(msg.Hello, unsigned, names, nodes),
     msg.Ping: st.builds(msg.Ping, unsigned, times),
@@ -41,6 +54,19 @@ BY_KIND: dict[type[msg.Message], st.SearchStrategy[msg.Message]] = {
     msg.Taken: st.builds(msg.Taken, unsigned, unsigned),
     msg.Abandon: st.builds(msg.Abandon, unsigned, st.booleans()),
     msg.Leading: st.builds(msg.Leading, st.none() | terms),
+    msg.Claim: st.builds(msg.Claim, terms, many_dots),
+    msg.Denied: st.builds(msg.Denied, terms, st.none() | terms, st.none() | terms),
+    msg.Attach: st.builds(msg.Attach, terms, many_dots),
+    msg.Wanted: st.builds(msg.Wanted, terms, many_dots),
+    msg.Page: st.builds(
+        msg.Page, terms, unsigned, many_rows, many_node_rows, many_dots, st.booleans(), st.none() | many_ids, ids, ids
+    ),
+    msg.PageTaken: st.builds(msg.PageTaken, terms, unsigned),
+    msg.Replicate: st.builds(
+        msg.Replicate, terms, unsigned, many_rows, many_node_rows, many_ids, many_dots, st.booleans()
+    ),
+    msg.Replicated: st.builds(msg.Replicated, terms, unsigned),
+    msg.HandOver: st.builds(msg.HandOver, terms, unsigned),
     msg.Register: st.builds(msg.Register, offers, many_keys, many_keys, st.none() | terms),
     msg.Inventory: st.builds(msg.Inventory, unsigned, many_keys),
     msg.Started: st.builds(msg.Started, st.lists(started, max_size=4).map(tuple)),
@@ -57,6 +83,9 @@ messages = st.one_of(list(BY_KIND.values()))
 
 _TERM = msg.Term(3, 17, 99)
 _KEYS = (msg.AttemptKey(bytes(16), 1, _TERM, 5),)
+_DOTS = (msg.Dot(_TERM, 5),)
+_ROW = msg.TaskRow(bytes(16), 3, 0, "default", "command", "", "root", 1.0, 1.0, 0.0, 3, 17, 99, 5, b"", b"")
+_NODE_ROW = msg.NodeRow(7, "seven", ("worker",), None, 1.0)
 _OFFER = msg.Offer(2, {"cpus": 2000}, {"os": "linux"}, ("command",))
 ONE_OF_EACH: tuple[msg.Message, ...] = (
     msg.Hello(1, "default", msg.NodeInfo(7, "seven", ("worker",), bytes(16), 1, "1.0")),
@@ -70,6 +99,15 @@ ONE_OF_EACH: tuple[msg.Message, ...] = (
     msg.Taken(1, 1),
     msg.Abandon(1, True),
     msg.Leading(_TERM),
+    msg.Claim(_TERM, _DOTS),
+    msg.Denied(_TERM, None, _TERM),
+    msg.Attach(_TERM, _DOTS),
+    msg.Wanted(_TERM, ()),
+    msg.Page(_TERM, 1, (_ROW,), (_NODE_ROW,), _DOTS, True, (bytes(16),)),
+    msg.PageTaken(_TERM, 1),
+    msg.Replicate(_TERM, 1, (_ROW,), (_NODE_ROW,), (bytes(16),), (), True),
+    msg.Replicated(_TERM, 1),
+    msg.HandOver(_TERM, 1),
     msg.Register(_OFFER, _KEYS, (), None),
     msg.Inventory(1, _KEYS),
     msg.Started((msg.AttemptStarted(_KEYS[0], 1.0),)),

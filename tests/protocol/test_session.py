@@ -13,6 +13,7 @@ from taskd.protocol.messages import (
     MAY_SEND,
     PROTOCOL_VERSION,
     Goodbye,
+    HandOver,
     Hello,
     Leading,
     Message,
@@ -20,6 +21,7 @@ from taskd.protocol.messages import (
     Ping,
     Pong,
     Role,
+    Term,
 )
 from taskd.protocol.session import HELLO_TIMEOUT_S, Session, State
 from tests.protocol.samples import ONE_OF_EACH
@@ -144,8 +146,8 @@ def test_who_may_send_what(message: Message, roles: tuple[Role, ...]) -> None:
 def test_what_a_peer_claims_does_not_widen_what_it_may_send() -> None:
     made = session(certified_roles=("worker",))
     made.receive(hello(roles=("worker", "worker")), 0.0)
-    with pytest.raises(ProtocolError, match="a worker may not send Leading"):
-        made.receive(encode(Leading(None)), 0.0)
+    with pytest.raises(ProtocolError, match="a worker may not send HandOver"):
+        made.receive(encode(HandOver(Term(1, 1, 1), 1)), 0.0)
 
 
 def test_messages_behind_hello_in_the_same_bytes_count() -> None:
