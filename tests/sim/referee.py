@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EPOCH_JUMP_MAX = 1 << 20
 Before = tuple[Term | None, dict[bytes, TaskRow | None], dict[Term, int]]
-"""What a commit meets on the disk: the greatest term, the rows it writes over, and how much was seen of its terms."""
+"""What a commit meets on the disk: the greatest term, the rows it writes over, and how much was seen."""
 
 
 class Violation(AssertionError):
@@ -123,8 +123,9 @@ class Referee:
         """A disk is about to be replaced, by an empty one or an old copy. What was on it alone cannot be asked for."""
         others = [other.database for other in self.world.hosts if other is not host and other.is_scheduler]
         for task_id, row in host.database.rows.items():
-            rests = [database.rows[task_id] for database in (*others, new) if task_id in database.rows]
-            if all(missing_in(rest, row) for rest in rests):
+            rests = [(database.rows[task_id], database) for database in (*others, new) if task_id in database.rows]
+            # What a standby took before it had caught up does not count as a copy.
+            if all(missing_in(rest, row) or not covers(database.seen, rest.dot) for rest, database in rests):
                 self.excused[task_id] = None
         self.gone.pop(host.database, None)
 
@@ -238,12 +239,12 @@ class Referee:
         if commit.purges:
             changed.update(rows)
         seen = host.database.seen
-        return host.database.term, changed, {dot.term: seen.get(dot.term, 0) for dot in commit.seen}
+        return host.database.term, changed, dict(seen)
 
     def after_write(self, host: Host, commit: fx.Commit, before: Before) -> None:
         """A commit is durable."""
         database = host.database
-        greatest, changed, seen_before = before
+        greatest, changed, greatest_seen = before
         self._check_term(host, commit, greatest)
         own_dot = self.dots.get(host.index)
         gone = self.gone.setdefault(database, {})
@@ -258,12 +259,14 @@ class Referee:
             elif old is None:
                 self._check_new(host, new, own_dot)
             elif new is not old:
-                if text := missing_in(new, old):
+                # What a standby took before it had caught up is not in its history yet: a newer row may overtake it.
+                is_in_history = covers(greatest_seen, old.dot)
+                if is_in_history and (text := missing_in(new, old)):
                     raise Violation("7", f"{host.name} writes over {task_id.hex()[-4:]} and loses {text}")
                 if own_dot is not None and is_final(old) and (old.state != new.state) and task_id in self.told:
                     self.sight(host).to_announce[task_id] = new.state
         for dot in commit.seen:
-            self._check_seen(host, dot, seen_before[dot.term], own_dot)
+            self._check_seen(host, dot, greatest_seen.get(dot.term, 0), own_dot)
 
     def _check_term(self, host: Host, commit: fx.Commit, before: Term | None) -> None:
         greatest, term = host.database.term, commit.term
