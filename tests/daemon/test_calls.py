@@ -10,7 +10,7 @@ import pytest
 
 from taskd.api.service import ApiRequest, ApiResponse, Caller
 from taskd.daemon import calls as calls_module
-from taskd.daemon.calls import Calls
+from taskd.daemon.calls import BrokenOff, Calls, PeerLost
 from taskd.errors import NotFound, Unavailable
 from taskd.protocol import messages as msg
 
@@ -144,6 +144,16 @@ async def test_a_request_comes_whole_and_its_answer_too() -> None:
     assert seen[0].path == "/v1/tasks/a%20b#c["
     assert seen[0].query == {"state": "queued,running", "label": "a=b&c"}
     assert seen[0].caller == Caller("ann", False)
+    assert seen[0].first_id == b""
+
+
+async def test_a_request_keeps_the_id_that_names_its_tasks() -> None:
+    async def answer(request: ApiRequest) -> ApiResponse:
+        return ApiResponse(body=request.first_id)
+
+    request = ApiRequest("POST", "/v1/tasks", {}, Caller("ann", False), bytes(3 * CHUNK), first_id=b"f" * 16)
+    async with joined(answer) as pair:
+        assert (await pair.worker.ask(LEADER, request)).body == b"f" * 16
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK, 16 << 20])
@@ -286,9 +296,9 @@ async def test_a_connection_that_breaks_ends_all_calls_on_it() -> None:
         asking = asyncio.ensure_future(pair.ask("/waits"))
         await turns()
         pair.break_connection()
-        with pytest.raises(Unavailable, match="gone"):
+        with pytest.raises(PeerLost, match="gone"):
             await asking
-        with pytest.raises(Unavailable, match="gone"):
+        with pytest.raises(PeerLost, match="gone"):
             await read(response)
         async with asyncio.timeout(10):
             await is_cancelled.wait()
@@ -298,7 +308,7 @@ async def test_a_connection_that_breaks_ends_all_calls_on_it() -> None:
 async def test_a_node_that_is_not_connected_is_not_waited_for() -> None:
     async with joined(echo) as pair:
         pair.break_connection()
-        with pytest.raises(Unavailable, match="not connected"):
+        with pytest.raises(PeerLost, match="not connected"):
             await pair.ask()
 
 
@@ -314,7 +324,7 @@ async def test_an_answer_that_breaks_is_seen_to_break() -> None:
         response = await pair.ask()
         assert response.stream is not None
         assert await anext(response.stream) == b"first"
-        with pytest.raises(Unavailable, match="broke off"):
+        with pytest.raises(BrokenOff, match="broke off"):
             await anext(response.stream)
 
 
@@ -332,7 +342,7 @@ async def test_a_bug_in_one_answer_costs_that_call_alone(is_streaming: bool) -> 
         raise ZeroDivisionError
 
     async with joined(answer) as pair:
-        with pytest.raises(Unavailable, match="broke off"):
+        with pytest.raises(BrokenOff, match="broke off"):
             await read(await pair.ask("/bad"))
         assert (await pair.ask("/good")).status == 201
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
+import msgspec
 import pytest
 
 from taskd.api.cluster_types import EventView
-from taskd.core.effects import AnnounceNode, Change
-from taskd.core.task import TaskState
+from taskd.core.effects import AnnounceNode, Change, Superseded
+from taskd.core.task import Attempt, Outcome, Record, TaskState, encode
 from taskd.daemon import hub as hub_module
 from taskd.daemon.hub import Hub, TaskWatch
+from taskd.protocol.messages import TaskRow, Term
 
 LONG_S = 60.0
 
@@ -154,6 +157,47 @@ async def test_a_reader_that_leaves_is_forgotten() -> None:
         await reading
     await stream.aclose()  # type: ignore[attr-defined]
     assert not hub._streams
+
+
+# -- What other schedulers decide --------------------------------------------------------------------------------------
+
+
+def row(number: int, state: TaskState = TaskState.SUCCEEDED) -> TaskRow:
+    attempt = Attempt(1, Term(1, 2, 3), 4, 7, 1.0, 1.0, 2.0, Outcome.OK, b"report")
+    record = encode(Record([attempt], reason="so"))
+    return TaskRow(id_of(number), state, 0, "q", "t", "", "", 1.0, 5.0, 5.0, 1, 2, 3, 4, b"", record)
+
+
+async def test_a_watch_hears_of_rows_that_a_standby_took() -> None:
+    hub = Hub()
+    watch = watching(hub, 1, 2)
+    hub.announce_rows([row(1), row(2, TaskState.RUNNING), row(3)])
+    assert await watch.next(0) == [Change(id_of(1), TaskState.SUCCEEDED, 5.0, 1, 7, b"report", "so")]
+    assert watch.open == 1
+
+
+async def test_rows_that_nobody_watches_are_not_looked_into() -> None:
+    hub = Hub()
+    damaged = msgspec.structs.replace(row(1), record=b"\xc1")
+    hub.announce_rows([damaged])
+    watch = watching(hub, 2)
+    hub.announce_rows([damaged, row(2)])
+    assert len(await watch.next(0)) == 1
+
+
+async def test_streams_hear_of_rows_and_of_results_that_are_superseded() -> None:
+    hub = Hub()
+    got: list[EventView] = []
+    reader = asyncio.ensure_future(read(hub, got))
+    await asyncio.sleep(0)
+    hub.announce_rows([row(1)])
+    hub.announce_superseded(Superseded(id_of(1), TaskState.TIMED_OUT, TaskState.SUCCEEDED), 9.0)
+    hub.end_streams()
+    await reader
+    assert [(event.kind, event.at, event.detail) for event in got] == [
+        ("task.succeeded", 5.0, "so"), ("task.superseded", 9.0, "succeeded, not timed out as was told before")
+    ]  # fmt: skip
+    assert {event.id for event in got} == {str(UUID(int=1))}
 
 
 # -- Leaders, and the end ----------------------------------------------------------------------------------------------

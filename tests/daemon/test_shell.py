@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from taskd import failpoints
 from taskd.core import effects as fx
 from taskd.core import events as ev
 from taskd.core import scheduler
+from taskd.core.feed import StandbyView
 from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import TaskSpec, encode
@@ -285,6 +287,91 @@ async def test_the_clock_is_looked_at_from_time_to_time(head: Shell, monkeypatch
     await until(lambda: before_s - head.utc() > 3500)
 
 
+def told_to(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> list[ev.Event]:
+    """What the node is told from now on, in order."""
+    told: list[ev.Event] = []
+    handle = shell.node.handle
+
+    def listen(event: ev.Event, now: float) -> None:
+        told.append(event)
+        handle(event, now)
+
+    monkeypatch.setattr(shell.node, "handle", listen)
+    return told
+
+
+@pytest.mark.parametrize("stood_still_s", [1.2, 1.3, 600.0])
+async def test_standing_still_is_told_before_anything_else(
+    head: Shell, monkeypatch: pytest.MonkeyPatch, stood_still_s: float
+) -> None:
+    told = told_to(head, monkeypatch)
+    real = shell_module.monotonic
+    monkeypatch.setattr(shell_module, "monotonic", lambda: real() + stood_still_s)
+    head._alive_at = real()
+    head.tell(ev.PeerDown(77, "silent"))
+    head.tell(ev.PeerDown(78, "silent"))
+    kinds = [type(event).__name__ for event in told]
+    assert kinds == ["Stalled"] * (stood_still_s > 1.25) + ["PeerDown", "PeerDown"]
+    if isinstance(told[0], ev.Stalled):
+        assert stood_still_s <= told[0].duration_s < stood_still_s + 10
+
+
+async def test_standing_still_is_noticed_where_nothing_happens(head: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_to(head, monkeypatch)
+    monkeypatch.setattr(shell_module, "CLOCK_CHECK_S", 0.001)
+    real = shell_module.monotonic
+    head._alive_at = real()
+    monkeypatch.setattr(shell_module, "monotonic", lambda: real() + 5.0)
+    await until(lambda: any(isinstance(event, ev.Stalled) for event in told))
+
+
+async def test_what_takes_long_before_the_loop_runs_is_no_standing_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = msg.NodeInfo(HEAD, "head", ("scheduler",), bytes(16), 1, "1.0")
+    shell = Shell(Node(info, Random(1), SchedulerSettings(), None), Hub(), FakeStore(), None)  # type: ignore[arg-type]
+    told = told_to(shell, monkeypatch)
+    real = shell_module.monotonic
+    monkeypatch.setattr(shell_module, "monotonic", lambda: real() + 60.0)
+    shell.tell(ev.Loaded(None, [], []))
+    assert [type(event).__name__ for event in told] == ["Loaded"]
+    shell.close()
+
+
+# -- Other schedulers --------------------------------------------------------------------------------------------------
+
+
+async def test_a_peer_that_breaks_the_protocol_is_let_go(head: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[tuple[int, str]] = []
+    monkeypatch.setattr(head.mesh, "disconnect", lambda node_id, reason: ended.append((node_id, reason)))
+    with monkeypatch.context() as patch:
+        patch.setattr(head.node, "take_effects", lambda now: [fx.Disconnect(7, "it lies")])
+        head._turn()
+    assert ended == [(7, "it lies")]
+
+
+async def test_the_newest_id_counts_what_other_schedulers_took(head: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(number: int) -> msg.TaskRow:
+        return msg.TaskRow(number.to_bytes(16), 3, 0, "q", "t", "", "", 1.0, 1.0, 0.0, 1, 2, 3, 4, b"", b"")
+
+    assert head.newest_id == bytes(16)
+    head._commit(fx.Commit(1, inserted=[row(5), row(9), row(7)]))
+    assert head.newest_id == (9).to_bytes(16)
+    await until(head._commits.empty)
+    head._commit(fx.Commit(2, taken=[row(8)], updated=[row(12)]))
+    assert head.newest_id == (9).to_bytes(16), "what is updated is known already"
+
+
+async def test_who_leads_no_more_ends_its_streams_of_events(head: Shell) -> None:
+    stream = head.hub.stream()
+    reading = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0)
+    head._follow(fx.Follow(HEAD, TERM))
+    await asyncio.sleep(0)
+    assert not reading.done()
+    head._follow(fx.Follow(None, None))
+    assert await reading is None
+    assert head.leader is None
+
+
 # -- The journal -------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +412,32 @@ async def test_outcomes_that_nobody_takes_are_made_safe(worker: Shell, monkeypat
         await worker.journal.syncs.get()
 
 
+# -- Points to die at --------------------------------------------------------------------------------------------------
+
+
+async def test_points_are_passed_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    hits: list[str] = []
+    monkeypatch.setenv(failpoints.VARIABLE, "some.point")
+    monkeypatch.setattr(failpoints, "hit", lambda name, **more: hits.append(name))
+    store = FakeStore()
+    info = msg.NodeInfo(HEAD, "head", ("scheduler",), bytes(16), 1, "1.0")
+    shell = Shell(Node(info, Random(1), SchedulerSettings(), None), Hub(), store, FakeJournal())  # type: ignore[arg-type]
+    shell.mesh = FakeMesh()
+    shell._do[fx.Send](fx.Send(WORKER, msg.Leading(TERM)))
+    assert hits == ["send.before.Leading"]
+    await until(lambda: hits[-1] == "send.after.Leading")
+    shell._write_journal(fx.Journal(None, [], [], []))
+    assert hits[2:] == ["journal.before", "journal.after"]
+    shell._commit(fx.Commit(1))
+    writing = asyncio.ensure_future(shell._write_commits(store))  # type: ignore[arg-type]
+    monkeypatch.setattr(shell, "tell", lambda event: hits.append(type(event).__name__))
+    await until(lambda: hits[-1] == "Committed")
+    assert hits[4:] == ["commit.before", "commit.after", "Committed"]
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    shell.close()
+
+
 # -- Figures -----------------------------------------------------------------------------------------------------------
 
 
@@ -336,4 +449,20 @@ async def test_figures_are_there_and_true(head: Shell) -> None:
     assert 'taskd_tasks_submitted_total{queue="default",type="command"} 3.0' in lines
     assert "taskd_is_leader 1.0" in lines
     assert "taskd_peer_reconnects_total 4.0" in lines
+    assert {
+        "taskd_durability 0.0",
+        "taskd_standbys_in_sync 0.0",
+        "taskd_in_sync 1.0",
+        "taskd_leader_epoch 1.0",
+    } <= lines
     assert any(line.startswith('taskd_queue_oldest_age_seconds{queue="default"}') for line in lines)
+
+
+async def test_the_lag_of_each_standby_is_told(head: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert head.node.scheduler is not None
+    views = [StandbyView(5, "in_sync", 9, 2, 0.5), StandbyView(6, "catching_up", 0, 0, 0.0)]
+    monkeypatch.setattr(head.node.scheduler, "standbys", lambda now: views)
+    lines = set(text_source(head, lambda: 4, lambda: [])().decode().splitlines())
+    assert 'taskd_replication_lag_commits{node="5"} 2.0' in lines
+    assert 'taskd_replication_lag_seconds{node="5"} 0.5' in lines
+    assert "taskd_standbys_in_sync 1.0" in lines
