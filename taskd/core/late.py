@@ -31,6 +31,11 @@ class LateResults:
         self._outbox = outbox
         self._reads = reads
         self._stats = stats
+        self._is_over = False
+
+    def close(self) -> None:
+        """We lead no more: what is being read comes too late."""
+        self._is_over = True
 
     def take(
         self,
@@ -74,6 +79,8 @@ class LateResults:
             by_id.setdefault(ended.key.task_id, []).append(ended)
 
         def found(event: RowsRead, now: float) -> None:
+            if self._is_over:
+                return
             for row in event.rows:
                 is_outdated = self._outbox.recent.is_outdated(row.id, row)
                 if row.id in self._ledger.tasks or row.id in self._outbox or is_outdated:

@@ -65,6 +65,7 @@ class Leader:
         self._unplaced = False  # something changed since the last placement
         self._acknowledged: dict[int, list[msg.AttemptKey]] = {}
         self.is_stopping = False
+        self._is_over = False
         self.is_merging: Callable[[], bool] = lambda: False
         self.is_complete: Callable[[float], bool] = lambda now: True  # everything that any scheduler knows is here
 
@@ -87,6 +88,11 @@ class Leader:
                 self._await(node_id, now)
         self._timers.set("purge", now + PURGE_S)
         self._unplaced = True
+
+    def close(self) -> None:
+        """Another leads: what is still being read for us comes too late."""
+        self._is_over = True
+        self._late.close()
 
     def _await(self, node_id: int, now: float) -> None:
         """Hand nothing out before this worker has said what it runs, or what has become of it."""
@@ -366,6 +372,8 @@ class Leader:
             return
 
         def found(event: ev.IdsRead, now: float) -> None:
+            if self._is_over:
+                return
             # While another's tasks come in, what we compared them with must stay.
             ids = [task_id for task_id in event.ids if task_id not in self.ledger.tasks and task_id not in self.outbox]
             if ids and not self.is_merging():

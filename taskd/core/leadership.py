@@ -132,6 +132,7 @@ class Leadership:
         assert self._merger is not None
         self._log("warning", "stepping down", reason=reason, epoch=self.leader.term.epoch)
         self._merger.close()
+        self.leader.close()
         self.leader = self.feed = self._merger = None
         self.election.leading = None
         self._resign()
