@@ -217,7 +217,7 @@ class Daemon:
     def _mesh(self, info: NodeInfo, key: SchedulerKey | WorkerKey, shell: Shell, calls: Calls) -> Mesh:
         network = self._config.network
 
-        def on_event(event: ev.PeerUp | ev.PeerDown | ev.Received) -> None:
+        def on_event(event: ev.PeerUp | ev.PeerDown | ev.Received | ev.Collided) -> None:
             if isinstance(event, ev.PeerDown):
                 calls.peer_down(event.node_id)
             shell.tell(event)

@@ -165,12 +165,15 @@ class DaemonService:
         return Receipt(known, "replicated" if durability == "replicated" else "local")
 
     def _check_disk(self) -> None:
+        self._look_at_disk()
+        if self._views.is_disk_full:
+            raise DiskFull()
+
+    def _look_at_disk(self) -> None:
         now = time.monotonic()
         if now - self._free_checked_s > 1.0:
             self._free_checked_s = now
             self._views.is_disk_full = self._store.free_bytes() < self._free_disk_min_bytes
-        if self._views.is_disk_full:
-            raise DiskFull()
 
     async def cancel(self, ids: list[bytes]) -> list[bytes]:
         """Want these cancelled; returns those that were unfinished."""
@@ -285,6 +288,8 @@ class DaemonService:
 
     def cluster(self) -> ClusterView:
         """The cluster as this node knows it."""
+        if self.leads:
+            self._look_at_disk()
         return self._views.cluster()
 
     def ready(self) -> Ready:

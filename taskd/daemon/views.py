@@ -36,7 +36,7 @@ class Views:
     """What one node can tell of the cluster."""
 
     def __init__(self, shell: Shell, cluster: str, peers: Callable[[], Sequence[PeerView]]) -> None:
-        self.is_disk_full = False  # as found at the last submission
+        self.is_disk_full = False  # set by who looks
         self._shell = shell
         self._node = shell.node
         self._cluster = cluster
