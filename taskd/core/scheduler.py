@@ -19,7 +19,7 @@ from taskd.core.pause import Why
 from taskd.core.replica import Stage
 from taskd.core.roster import NOTHING_OFFERED, Roster
 from taskd.core.seen import Seen
-from taskd.errors import NoLeader, Unavailable
+from taskd.errors import NoLeader, Stopping, Unavailable
 from taskd.protocol import messages as msg
 
 
@@ -161,7 +161,7 @@ class Scheduler(Leadership):
 
     def _refusal(self) -> Unavailable | None:
         if self.is_stopping:
-            return Unavailable("the scheduler is stopping; try again in a moment")
+            return Stopping()
         if self.settings.min_replicas and self.feed is not None and not self.feed.is_promising:
             return Unavailable("no standby keeps a copy, and min_replicas asks for one")
         return None
@@ -213,7 +213,7 @@ class Scheduler(Leadership):
 
     def on_commit_failed(self, event: ev.CommitFailed) -> list[Effect]:
         """The disk failed us: what waits must not happen. Whoever waits is told; the next process reads the truth."""
-        error = Unavailable("the scheduler could not write to its disk; whether the call took effect is not known")
+        error = Stopping("the scheduler could not write to its disk; whether the call took effect is not known")
         calls = [effect.call for effect in self.outbox.drop() if isinstance(effect, Reply)]
         return [*(Reply(call, error) for call in calls), Exit(1, f"commit failed: {event.reason}")]
 
