@@ -67,8 +67,8 @@ async def _of_the_leader(route: Route, argument: str, request: ApiRequest, servi
     try:
         if service.leads or await _is_known_here(route, argument, request, service):
             return await _answer(route, argument, request, service)
-    except NoLeader:
-        pass  # It has ceased to lead, just now.
+    except (NoLeader, Stopping):
+        pass  # It has ceased to lead, just now, or is about to.
     except NotFound:
         if service.leads:
             raise

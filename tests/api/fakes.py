@@ -16,7 +16,7 @@ from taskd.api.types import Explanation, NodeFit
 from taskd.core.effects import Change
 from taskd.core.events import NewTask
 from taskd.core.task import Attempt, Outcome, Record, Report, TaskState, decode_record, decode_spec, encode
-from taskd.errors import InvalidRequest, NoLeader, NotFound, TaskdError
+from taskd.errors import InvalidRequest, NoLeader, NotFound, Stopping, TaskdError
 from taskd.protocol.messages import TaskRow, Term
 from taskd.store.base import Query
 
@@ -90,6 +90,7 @@ class FakeService:
 
     def __init__(self, leads: bool = True) -> None:
         self.is_leader = leads
+        self.is_stopping = False
         self.leader: FakeService | None = None  # whom relay() reaches
         self.relayed: list[ApiRequest] = []
         self.allowed_reads = OwnReads.NOTHING
@@ -201,6 +202,8 @@ class FakeService:
         return self.is_leader
 
     async def relay(self, request: ApiRequest) -> ApiResponse:
+        if self.is_stopping:
+            raise Stopping()
         if self.is_leader:
             return await dispatch(request, self, is_relayed=True)
         self.relayed.append(request)

@@ -12,7 +12,7 @@ from taskd.api import cluster
 from taskd.api.dispatch import dispatch, error_response, says_no_leader
 from taskd.api.service import ApiRequest, ApiResponse, Caller, OwnReads
 from taskd.core.task import decode_spec
-from taskd.errors import Forbidden, NoLeader, Stopping, Unavailable
+from taskd.errors import Forbidden, NoLeader, Stopping, TaskdError, Unavailable
 from tests.api.fakes import ALICE, FakeService, raw_id
 
 REQUEST = ApiRequest("POST", "/v1/tasks", {}, ALICE, b'[{"argv": ["a"]}, {"argv": ["b"]}]')
@@ -44,9 +44,10 @@ async def test_a_request_is_named_once_and_makes_the_same_tasks_wherever_it_come
     assert len(service.tasks) == 4, "another request makes others"
 
 
-async def test_who_ceases_to_lead_has_the_next_leader_answer(service: FakeService) -> None:
+@pytest.mark.parametrize("error", [NoLeader(), Stopping()])
+async def test_who_ceases_to_lead_has_the_next_leader_answer(service: FakeService, error: TaskdError) -> None:
     former = FakeService()
-    former.submit_error = NoLeader()
+    former.submit_error = error
     relayed: list[ApiRequest] = []
 
     async def relay(request: ApiRequest) -> ApiResponse:

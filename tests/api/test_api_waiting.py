@@ -171,6 +171,7 @@ async def test_a_daemon_that_stops_says_so(service: FakeService, stream: bool) -
     service.end(one)
     request = asyncio.create_task(service.ask("POST", "/v1/tasks/wait", {"ids": [one, two], "stream": stream}))
     await when_waiting(service, request)
+    service.is_stopping = True
     service.watches[0].stop()
     status, answer = await request
     if stream:
