@@ -168,6 +168,8 @@ class Daemon:
         calls = Calls(lambda request: self._answer(service, work, request), group)
         mesh = self._mesh(info, key, shell, calls)
         shell.mesh = calls.mesh = mesh
+        if store is not None:
+            store.on_lost = shell.store_lost  # Without waiting for a commit that would fail.
         read_output = work.read_output if work is not None else None
         metrics = text_source(shell, lambda: mesh.counters.reconnects, mesh.peers)
         service = DaemonService(

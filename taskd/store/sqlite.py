@@ -61,6 +61,7 @@ class SQLiteStore:
         on_commit: OnCommit | None,
     ) -> None:
         self.store_id = store_id
+        self.on_lost: Callable[[str], None] | None = None  # told why, once the process that writes has ended by itself
         self._path = path
         self._reader = reader
         self._process = process
@@ -296,7 +297,10 @@ class SQLiteStore:
             ended = f"ended with status {self._process.wait(EXIT_S)}"
         except subprocess.TimeoutExpired:
             ended = "stopped answering"
-        return f"the process {self._process.pid} that writes {self._path} {ended}"
+        reason = f"the process {self._process.pid} that writes {self._path} {ended}"
+        if self.on_lost is not None and not self._is_closed:
+            self.on_lost(reason)
+        return reason
 
 
 def _socket_pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:

@@ -439,6 +439,25 @@ async def test_when_its_process_is_killed_commits_fail_and_quick_reading_goes_on
         assert numbers(store.get([task_id(1)])) == [1]
 
 
+async def test_the_end_of_its_process_is_told_without_a_commit(path: Path):
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    with opened(path) as store:
+        store.on_lost = lambda reason: lost.done() or lost.set_result(reason)
+        await store.commit(commit([task_row(1)]))
+        os.kill(store._process.pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            assert "status -9" in await lost
+
+
+async def test_a_store_that_is_closed_was_not_lost(path: Path):
+    lost: list[str] = []
+    with opened(path) as store:
+        store.on_lost = lost.append
+        await store.commit(commit([task_row(1)]))
+    await asyncio.sleep(0)
+    assert lost == []
+
+
 async def test_signals_that_mean_the_daemon_do_not_end_the_process(path: Path):
     with opened(path) as store:
         await store.commit(commit([task_row(1)]))  # It runs, and has said what it ignores.
