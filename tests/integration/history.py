@@ -154,6 +154,10 @@ class History:
             f"{one.node}: {one.error}" for one in self.submissions if one.error and (not nodes or one.node in nodes)
         ]
 
+    def errors_since(self, begin: int) -> list[str]:
+        """What clients were told instead of an answer, after so many submissions."""
+        return [f"{one.node}: {one.error}" for one in self.submissions[begin:] if one.error]
+
     # -- What came of it -----------------------------------------------------------------------------------------------
 
     def check(self, stores: Iterable[Path]) -> Report:
