@@ -55,7 +55,7 @@ class Election:
 
     def found_data(self, now: float) -> None:
         """We hold what a leader held: an empty disk is no reason to wait any more."""
-        self._joined_at = now
+        self._joined_at = now if self._joined_at is None else min(self._joined_at, now)
 
     def next_deadline(self, now: float) -> float | None:
         """When may_claim may change by itself. Later only events can change it."""

@@ -22,7 +22,7 @@ from taskd.core.nodes import KnownNodes
 from taskd.core.outbox import Continue, Outbox
 from taskd.core.pause import HAND_OVER_S, Pause, Why
 from taskd.core.reads import Reads
-from taskd.core.replica import Replica
+from taskd.core.replica import Replica, Stage
 from taskd.core.roster import Roster
 from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
@@ -231,6 +231,8 @@ class Leadership:
             self._merger.page(sender, message, now)
         else:
             self.replica.page(sender, message, now)
+            if self.replica.stage is Stage.IN_SYNC:
+                self.election.found_data(now)
 
     def on_page_taken(self, sender: int, message: msg.PageTaken, now: float) -> None:
         """A page of ours is durable over there."""

@@ -200,6 +200,18 @@ def test_an_empty_disk_catches_up_before_it_leads(world: World) -> None:
     assert same_rows(world, 1, 2)
 
 
+def test_a_standby_that_was_empty_takes_over_as_soon_as_it_has_caught_up(world: World) -> None:
+    cluster(world, schedulers=1)
+    ids = submit(world, 1, 3)
+    world.is_founder = False
+    world.add(2, "scheduler")
+    world.run(0.5)
+    world.crash(1)
+    world.run(1.0)
+    assert leaders(world) == [2]
+    assert set(ids) <= set(world.hosts[2].rows)
+
+
 def test_the_last_standby_gone_answers_wait_a_moment_and_then_say_local(world: World) -> None:
     cluster(world)
     world.crash(2)
