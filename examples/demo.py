@@ -1,8 +1,9 @@
-"""`make demo`: a real cluster on this machine finds itself, works, loses a worker, carries on, and proves it.
+"""`make demo`: a real cluster on this machine finds itself, works, loses a worker and its leader, and loses no task.
 
-One scheduler and three workers start as separate processes and find each other by mDNS. They hash and compress files of
-Python's standard library as commands, count the words in them with a Python handler, and call a small HTTP service.
-One worker is killed with signal 9 in the middle. At the end every result is checked against the files themselves.
+Two schedulers and three workers start as separate processes and find each other by mDNS. They hash and compress files
+of Python's standard library as commands, count the words in them with a Python handler, and call a small HTTP service.
+In the middle a worker is killed with signal 9, and then the scheduler that leads; the other one goes on, and the first
+one leads again when it is back. At the end every result is checked against the files themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +33,10 @@ EXAMPLES = Path(__file__).resolve().parent
 FILES_MAX = 200
 START_TIMEOUT_S = 30.0
 WAIT_TIMEOUT_S = 150.0
-VICTIM = "worker-2"
+SCHEDULERS = {"scheduler-1": 1, "scheduler-2": 2}  # With their node ids: the live one with the lowest leads.
+WORKERS = ("worker-1", "worker-2", "worker-3")
+ENTRY = "worker-1"  # Whose socket the client uses: any node will do.
+HAND_OVER_AFTER_S = 2.0  # By default 10: nobody likes to watch that.
 console = Console()
 
 
@@ -41,20 +46,28 @@ class Demo:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.socket = str(directory / "scheduler" / "taskd.sock")
+        self.key = directory / "cluster.key"
 
-    def start(self, name: str, role: str) -> None:
+    def socket(self, name: str) -> str:
+        """Where a daemon answers."""
+        return str(self.directory / name / "taskd.sock")
+
+    def start(self, name: str) -> None:
         """Start a daemon in the way a user does, but with a state directory of its own."""
         home = self.directory / name
         home.mkdir(exist_ok=True)
+        role = "scheduler" if name in SCHEDULERS else "worker"
         command = [
             sys.executable, "-m", "taskd", "start", "--role", role, "--name", name,
-            "--state-dir", str(home), "--key-file", str(self.directory / "cluster.key"),
+            "--state-dir", str(home), "--key-file", str(self.key),
         ]  # fmt: skip
+        if name in SCHEDULERS:
+            command += ["--node-id", str(SCHEDULERS[name])]
         settings = {
             # A demonstration stays on its machine; on a LAN these two lines are not needed.
             "TASKD_NETWORK_INTERFACES": "127.0.0.1",
             "TASKD_NETWORK_LISTEN": "127.0.0.1:0",
+            "TASKD_SCHEDULER_HAND_OVER_AFTER_S": str(HAND_OVER_AFTER_S),
             "TASKD_WORKER_HANDLERS": "words",
             "TASKD_WORKER_HANDLER_PATH": str(EXAMPLES / "handlers"),
             "TASKD_WORKER_SLOTS": "2",
@@ -99,16 +112,22 @@ def microservice() -> Iterator[str]:
             process.terminate()
 
 
-def until(check: Callable[[], bool], what: str) -> None:
+def until(check: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
     """Wait for something to become true."""
-    end = time.monotonic() + START_TIMEOUT_S
+    end = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(Exception):  # The socket may not be there yet.
             if check():
                 return
         if time.monotonic() > end:
-            raise SystemExit(f"demo: waited {START_TIMEOUT_S:.0f} s in vain for {what}")
+            raise SystemExit(f"demo: waited {timeout_s:.0f} s in vain for {what}")
         time.sleep(0.05)
+
+
+def is_whole(client: Client) -> bool:
+    """Whether everybody is there, and a copy of everything at the second scheduler."""
+    view = client.cluster()
+    return (view.leader_name, view.workers, view.durability) == ("scheduler-1", len(WORKERS), "replicated")
 
 
 def library_files() -> list[Path]:
@@ -139,17 +158,69 @@ class Checked:
         return table
 
 
+class Troubles:
+    """What happens while the cluster works, and what it does about it, told as it comes; in a thread of its own."""
+
+    def __init__(self, demo: Demo, say: Callable[[str], None]) -> None:
+        self._demo = demo
+        self._say = say
+        self._done = 0.0  # which part of the work
+        self._is_over = False
+
+    def progress(self, done: float) -> None:
+        """So much of the work is done, of 1."""
+        self._done = done
+
+    def stop(self) -> None:
+        """The work has failed."""
+        self._is_over = True
+
+    def run(self) -> None:
+        """One trouble after the other."""
+        with Client(self._demo.socket(ENTRY)) as entry:
+            self._wait(lambda: self._done > 0.15)
+            self._demo.kill("worker-2")
+            self._say("[bold red]kill -9 worker-2.[/] What it was running goes to the other workers after 5 s.")
+            self._wait(lambda: self._done > 0.3)
+            self._demo.kill("scheduler-1")
+            killed_at = time.monotonic()
+            self._say(
+                "[bold red]kill -9 scheduler-1, the leader.[/] Nothing is lost with it: scheduler-2 had every task on "
+                "its own disk before anybody was told that it was taken. The workers go on with what they run."
+            )
+            self._wait(lambda: entry.cluster().leader_name == "scheduler-2")
+            seconds = time.monotonic() - killed_at
+            term = entry.cluster().term
+            self._say(
+                f"[bold green]scheduler-2 leads[/] {seconds:.1f} s later: it is the live scheduler with the lowest id. "
+                f"This is term {term}; whoever comes with an older term is not obeyed any more."
+            )
+            self._wait(lambda: self._done > 0.45)
+            self._demo.start("scheduler-1")
+            self._say("[bold]scheduler-1 is started again[/], with its old disk. First it copies what it has missed.")
+            self._wait(lambda: entry.cluster().leader_name == "scheduler-1")
+            self._say(
+                f"[bold green]scheduler-1 leads again[/], in term {entry.cluster().term}: it has the lowest id, has "
+                f"everything that scheduler-2 has, and was well for {HAND_OVER_AFTER_S:.0f} s. scheduler-2 stands by."
+            )
+
+    def _wait(self, check: Callable[[], bool]) -> None:
+        until(lambda: self._is_over or check(), "the cluster to get over its troubles", WAIT_TIMEOUT_S)
+        if self._is_over:
+            raise CancelledError
+
+
 def sha256_command(path: Path) -> list[str]:
-    """Slow enough that a worker can be killed in the middle of it."""
-    return ["sh", "-c", 'sleep 0.1; sha256sum "$0"', str(path)]
+    """Slow enough that daemons can be killed in the middle of it."""
+    return ["sh", "-c", 'sleep 0.2; sha256sum "$0"', str(path)]
 
 
 def compress_command(path: Path, target: Path) -> list[str]:
-    return ["sh", "-c", 'bzip2 -c "$0" > "$1.part" && mv "$1.part" "$1"', str(path), str(target)]
+    return ["sh", "-c", 'sleep 0.1; bzip2 -c "$0" > "$1.$$" && mv "$1.$$" "$1"', str(path), str(target)]
 
 
 def work(demo: Demo, client: Client, url: str) -> Checked:
-    """Submit everything, kill a worker in the middle, wait for the end, and check."""
+    """Submit everything, have daemons killed in the middle, wait for the end, and check."""
     files = library_files()
     packed = demo.directory / "packed"
     packed.mkdir()
@@ -162,19 +233,22 @@ def work(demo: Demo, client: Client, url: str) -> Checked:
     frequent = client.submit_many("frequent_words", [{"path": str(path)} for path in files[:20]])
     digests = [client.submit_http(f"{url}/execute", {"text": path.name}) for path in files[:20]]
     handles = [*hashes, *compressed, *counts, *frequent, *digests]
-    console.print(f"Submitted {len(handles)} tasks; every one is on the scheduler's disk by now.")
+    console.print(f"Submitted {len(handles)} tasks; every one is on the disks of both schedulers by now.")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(1) as pool:
         bar = progress.add_task("working", total=len(handles))
-        is_killed = False
-        for handle in client.as_completed(handles, timeout=WAIT_TIMEOUT_S):
-            progress.advance(bar)
-            if not is_killed and progress.tasks[0].completed > len(handles) / 3:
-                is_killed = True
-                demo.kill(VICTIM)
-                progress.console.print(f"[bold red]kill -9 {VICTIM}[/]: after 5 s the others get what it ran.")
-            assert handle.known_result is not None
+        troubles = Troubles(demo, progress.console.print)
+        told = pool.submit(troubles.run)
+        try:
+            for count, handle in enumerate(client.as_completed(handles, timeout=WAIT_TIMEOUT_S), 1):
+                progress.advance(bar)
+                troubles.progress(count / len(handles))
+                assert handle.known_result is not None
+        except BaseException:
+            troubles.stop()
+            raise
+        told.result()
 
     checked = Checked()
     sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -203,7 +277,8 @@ def work(demo: Demo, client: Client, url: str) -> Checked:
     checked.add("digest of a name", "HTTP service", 20, right)
     moved = sum(handle.known_result.attempts > 1 for handle in handles if handle.known_result is not None)
     console.print(checked.table())
-    console.print(f"Lost: 0 of {len(handles)}. Run again because their worker was killed: {moved}.")
+    lost = sum(handle.known_result is None for handle in handles)
+    console.print(f"Lost: {lost} of {len(handles)}. Run again because their worker was killed: {moved}.")
     return checked
 
 
@@ -213,13 +288,17 @@ def main() -> int:
     begun = time.monotonic()
     try:
         console.rule("[bold]taskd: a cluster on one machine")
-        demo.start("scheduler", "scheduler")
-        for name in ("worker-1", VICTIM, "worker-3"):
-            demo.start(name, "worker")
-        with microservice() as url, Client(demo.socket) as client:
-            until(lambda: client.cluster().workers == 3, "three workers to find the scheduler")
+        demo.start("scheduler-1")
+        until(demo.key.exists, "the first scheduler to make the cluster's key")
+        for name in ("scheduler-2", *WORKERS):
+            demo.start(name)
+        with microservice() as url, Client(demo.socket(ENTRY)) as client:
+            until(lambda: is_whole(client), "the workers and both schedulers to find each other")
             seconds = time.monotonic() - begun
-            console.print(f"One scheduler and three workers found each other by mDNS, {seconds:.1f} s after start.")
+            console.print(
+                f"Two schedulers and three workers found each other by mDNS, {seconds:.1f} s after start. "
+                "scheduler-1 leads, for its id is the lowest; scheduler-2 keeps a copy of everything."
+            )
             checked = work(demo, client, url)
     except BaseException:
         console.print(demo.logs(), style="dim", markup=False, highlight=False)
