@@ -167,7 +167,6 @@ def test_standbys_answer_reads_and_see_what_the_leader_sees(build: Build) -> Non
     first.signal(signal.SIGSTOP)  # It leads no more, and nobody knows that yet.
     try:
         assert second.ok("GET", f"/v1/tasks/{ids[0]}/result")["state"] == results[ids[0]]["state"]
-        assert len(second.ok("GET", "/v1/tasks")["tasks"]) == 5
     finally:
         first.signal(signal.SIGCONT)
     made.wait_until_whole()  # The standby may have taken over meanwhile.

@@ -15,7 +15,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from the first on")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
-    parser.add_argument("--trace", action="store_true", help="print everything that happens; of many seeds, of bad ones")
+    parser.add_argument(
+        "--trace", action="store_true", help="print everything that happens; of many seeds, of bad ones"
+    )
     parser.add_argument("--lines", type=int, default=60, help="how many lines of the trace of a bad seed")
     parser.add_argument("--plant", default="", help="plant a bug; see plants.py")
     parser.add_argument("--teeth", action="store_true", help="the table of all planted bugs")

@@ -60,7 +60,12 @@ class Relay:
         self._asked: dict[int, tuple[int, Wish]] = {}
         self._waiting: dict[Wish, None] = {}
 
-    # -- For clients of this node --------------------------------------------------------------------------------------
+    @property
+    def unanswered_count(self) -> int:
+        """Calls that the node was asked and has not answered."""
+        return len(self._serving)
+
+    # -- For clients of this node ------------------------------------------------------------------------------------
 
     def take(self, wish: Wish) -> None:
         """A client asks here."""
@@ -125,7 +130,7 @@ class Relay:
         else:
             self.world.clients.on_answer(wish, answer)
 
-    # -- For everybody, while this node leads ----------------------------------------------------------------------------
+    # -- For everybody, while this node leads --------------------------------------------------------------------------
 
     def _serve(self, wish: Wish, origin: tuple[int, int] | None) -> None:
         if self.host.leader != self.host.node_id:
@@ -194,7 +199,7 @@ class Clients:
         self.answers.append(answer)
         return len(self.answers) - 1
 
-    # -- Wishes --------------------------------------------------------------------------------------------------------
+    # -- Wishes ------------------------------------------------------------------------------------------------------
 
     def submit(self, count: int, patience_s: float, host: Host | None = None) -> Wish:
         """Submit so many tasks of one kind, each with a plan of its own."""
@@ -267,7 +272,7 @@ class Clients:
         """The connection to the node broke: nobody knows whether it was done."""
         self.world.engine.after(AGAIN_S, self._try, wish, wish.tries)
 
-    # -- What is submitted -----------------------------------------------------------------------------------------------
+    # -- What is submitted ---------------------------------------------------------------------------------------------
 
     def _draw_spec(self) -> TaskSpec:
         random = self.world.engine.random

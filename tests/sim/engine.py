@@ -35,8 +35,7 @@ class Engine:
         heap = self._heap
         while heap and heap[0][0] <= end:
             time, _, action, arguments = heappop(heap)
-            if time > self.now:
-                self.now = time
+            self.now = max(self.now, time)
             self.steps += 1
             action(*arguments)
         self.now = max(self.now, end)

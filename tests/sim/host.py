@@ -13,7 +13,7 @@ from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
 from taskd.protocol import messages as msg
 from tests.sim.clients import Relay
-from tests.sim.disk import Database, JournalFile
+from tests.sim.disk import JournalFile
 from tests.sim.peers import Peers
 from tests.sim.referee import Violation
 from tests.sim.work import Processes
@@ -90,7 +90,7 @@ class Host:
             fx.Log: self._log, fx.Follow: self._follow, fx.Exit: self._exit,
         }  # fmt: skip
 
-    # -- Clocks --------------------------------------------------------------------------------------------------------
+    # -- Clocks ------------------------------------------------------------------------------------------------------
 
     def monotonic(self) -> float:
         return self.world.engine.now + self.base_s
@@ -111,7 +111,7 @@ class Host:
     def _read_clock(self) -> None:
         self.tell(ev.ClockRead(self.utc() - self.monotonic()))
 
-    # -- Life ----------------------------------------------------------------------------------------------------------
+    # -- Life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the daemon on what is on the disk."""
@@ -216,7 +216,7 @@ class Host:
             action, arguments = self._backlog.popleft()
             action(*arguments)
 
-    # -- In ------------------------------------------------------------------------------------------------------------
+    # -- In ----------------------------------------------------------------------------------------------------------
 
     def hear(self, action: Callable[..., None], *arguments: Any) -> None:
         """Something comes to the daemon: at once, when it goes on, or never."""
@@ -242,7 +242,7 @@ class Host:
             self._turn_is_due = True
             world.engine.after(world.turn_s * world.engine.random.random(), self.hear_as, self.boot, self._turn)
 
-    # -- Out -----------------------------------------------------------------------------------------------------------
+    # -- Out ---------------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         self._turn_is_due = False
@@ -332,7 +332,7 @@ class Host:
             end.flush()
             end.close(effect.reason)
 
-    # -- The disk ------------------------------------------------------------------------------------------------------
+    # -- The disk ----------------------------------------------------------------------------------------------------
 
     def _commit(self, effect: fx.Commit) -> None:
         if self.commit is not None:
@@ -384,7 +384,7 @@ class Host:
             answer = ev.ReadFailed(effect.call, "database disk image is malformed")
         self.world.engine.after(0.002 * self.world.engine.random.random(), self.hear_as, boot, self.tell, answer)
 
-    # -- Everything else -----------------------------------------------------------------------------------------------
+    # -- Everything else ---------------------------------------------------------------------------------------------
 
     def _reply(self, effect: fx.Reply) -> None:
         self.relay.on_reply(effect)

@@ -151,7 +151,7 @@ class End:
         if self.peer is None and self.is_open:
             self.peers.host.hear(self.close, "no hello")
 
-    # -- In ------------------------------------------------------------------------------------------------------------
+    # -- In ----------------------------------------------------------------------------------------------------------
 
     def arrived(self, payload: Any) -> None:
         """A packet, or None: the other side has closed."""
@@ -195,7 +195,7 @@ class End:
         if self.is_open and is_silent(*arguments):
             self.close("silent")
 
-    # -- Out -----------------------------------------------------------------------------------------------------------
+    # -- Out ---------------------------------------------------------------------------------------------------------
 
     def send(self, message: msg.Message) -> bool:
         """Send with everything else of this turn. True for the first of a turn."""

@@ -44,7 +44,7 @@ class Peers:
         self.dialers: dict[int, Dialer] = {}
         self._boot = host.boot
 
-    # -- Dialling ------------------------------------------------------------------------------------------------------
+    # -- Dialling ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Dial whom it is our part to dial; who dials us hears that we are here."""
@@ -123,7 +123,7 @@ class Peers:
         dialer.wait_s = min(max(dialer.wait_s * 2, REDIAL_MIN_S), REDIAL_MAX_S)
         self._plan(dialer, dialer.wait_s * self.world.engine.random.uniform(0.7, 1.3))
 
-    # -- Connections' word, as in taskd.net.mesh -------------------------------------------------------------------------
+    # -- Connections' word, as in taskd.net.mesh -----------------------------------------------------------------------
 
     def connection_open(self, end: End) -> None:
         """A peer's hello was good: take it in, unless we have a living connection to it already."""
@@ -177,7 +177,7 @@ class Peers:
             elif node is not None and dialer.target.node_id == node.node_id and not dialer.is_dialling:
                 self._failed(dialer)  # Another machine with the same node id, or a connection that came in between.
 
-    # -- The process ---------------------------------------------------------------------------------------------------
+    # -- The process -------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Say goodbye to all and close."""

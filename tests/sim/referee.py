@@ -46,6 +46,7 @@ class Reign:
         self.seen_before: dict[Term, int] | None = None  # of the leader, when it first said that it leads
         self.asked: dict[int, dict[Term, int]] = {}  # by host: what it had seen when it was asked for its rows
         self.is_said = False
+        self.copied_lsn = 0  # up to there a standby has said that it has everything
 
 
 class Copy:
@@ -68,6 +69,7 @@ class Sight:
         self.has_handed = False  # our reign to another, which has to take over now
         self.term: Term | None = None  # the greatest that a worker obeyed
         self.allowed: dict[AttemptKey, None] = {}  # attempts that a leader gave to this worker, rightly
+        self.acknowledged: dict[AttemptKey, None] = {}  # outcomes that this worker may forget
         self.to_announce: dict[bytes, int] = {}  # decisions that replace others which were told
 
 
@@ -99,7 +101,7 @@ class Referee:
         """Of the process that runs there now."""
         return self.sights[host.index]
 
-    # -- Processes come and go -----------------------------------------------------------------------------------------
+    # -- Processes come and go ---------------------------------------------------------------------------------------
 
     def on_started(self, host: Host) -> None:
         """A daemon starts on its disk."""
@@ -129,7 +131,7 @@ class Referee:
                 self.excused[task_id] = None
         self.gone.pop(host.database, None)
 
-    # -- Disks -----------------------------------------------------------------------------------------------------------
+    # -- Disks ---------------------------------------------------------------------------------------------------------
 
     def on_commit_asked(self, host: Host, commit: fx.Commit) -> None:
         """A scheduler wants something written: its decisions are known from here on, others may hear of them first."""
@@ -315,7 +317,7 @@ class Referee:
     def on_commit_failed(self, host: Host) -> None:
         """A commit has failed: only a new process may go on from there."""
 
-    # -- What nodes say --------------------------------------------------------------------------------------------------
+    # -- What nodes say ------------------------------------------------------------------------------------------------
 
     def on_sent(self, host: Host, to: int, message: msg.Message, is_connected: bool) -> None:
         """A node asks for a message to be sent."""
@@ -371,7 +373,7 @@ class Referee:
             copy.is_behind, copy.since = False, self.world.engine.now
 
     def _has_copy(self, host: Host, dot: Dot) -> bool:
-        return any(
+        return dot.lsn <= self.reigns[dot.term].copied_lsn or any(
             other.is_scheduler and other is not host and covers(other.database.seen, dot) for other in self.world.hosts
         )
 
@@ -408,7 +410,10 @@ class Referee:
             raise Violation("4", f"{host.name} serves {term}, and has seen {database.term}")
         if database.seen.get(term, 0) < message.lsn:
             raise Violation("8", f"{host.name} says that it has {message.lsn} of {term}, and has {database.seen}")
-        before = self.reigns[term].seen_before if term in self.reigns else None
+        reign = self.reigns.get(term)
+        if reign is not None:
+            reign.copied_lsn = max(reign.copied_lsn, message.lsn)
+        before = reign.seen_before if reign is not None else None
         for earlier, lsn in (before or {}).items():
             if database.seen.get(earlier, 0) < lsn and earlier != term:
                 raise Violation("8", f"{host.name} says that it is in sync with {term}, and lacks {earlier} {lsn}")
@@ -441,6 +446,14 @@ class Referee:
                     if database.seen.get(earlier, 0) < lsn:
                         raise Violation("1", f"{host.name} leads without what {other.name} had: {lsn} of {earlier}")
 
+    def _sent_register(self, host: Host, to: int, message: msg.Register) -> None:
+        if message.term is None or message.term.node_id != to:
+            return  # It says only that it obeys another.
+        told = self.sight(host).acknowledged
+        for key in host.journal.replay()[2]:
+            if key not in message.unacknowledged and key not in told:
+                raise Violation("6", f"worker {host.name} has written down the outcome of {key} and does not report it")
+
     def _sent_hand_over(self, host: Host, to: int, message: msg.HandOver) -> None:
         self.sight(host).has_handed = True
         if not any(
@@ -468,6 +481,8 @@ class Referee:
             case msg.Denied(term, _, _):
                 if term in self.reigns:
                     self.reigns[term].asked.clear()
+            case msg.Acknowledged(_, keys):
+                sight.acknowledged.update(dict.fromkeys(keys))
             case msg.Run(term, assignments):
                 if sight.term is None or term.rank() >= sight.term.rank():
                     for assignment in assignments:
@@ -478,7 +493,7 @@ class Referee:
         if effect.leader == host.node_id and effect.term != host.database.term:
             raise Violation("4", f"{host.name} follows itself under {effect.term}, which is not durable")
 
-    # -- Workers -----------------------------------------------------------------------------------------------------------
+    # -- Workers -------------------------------------------------------------------------------------------------------
 
     def on_journal(self, host: Host, entry: fx.Journal) -> None:
         """A worker writes down something."""
@@ -510,7 +525,7 @@ class Referee:
         """A process has ended, whatever becomes of the word."""
         self.ended[key] = outcome
 
-    # -- Clients -----------------------------------------------------------------------------------------------------------
+    # -- Clients -------------------------------------------------------------------------------------------------------
 
     def on_reply(self, host: Host, wish: Wish, effect: fx.Reply) -> None:
         """A client's call is answered by the leader."""
@@ -533,7 +548,9 @@ class Referee:
             for task_id in answer:
                 row = rows.get(task_id)
                 if row is None or not (is_final(row) or record_of(row.record).cancel_wanted):
-                    raise Violation("6", f"{host.name} says that {task_id.hex()[-4:]} is cancelled, and has not so on disk")
+                    raise Violation(
+                        "6", f"{host.name} says that {task_id.hex()[-4:]} is cancelled, and has not so on disk"
+                    )
 
     def _check_accepted(self, host: Host, row: TaskRow, durability: str) -> None:
         if durability not in ("local", "replicated"):
@@ -576,7 +593,9 @@ class Referee:
             told = self.told.get(change.id)
             if told is not None and rank(told[0]) > rank(change.state) and covers(host.database.seen, told[1]):
                 before = TaskState(told[0]).name
-                raise Violation("5", f"{change.id.hex()[-4:]} was {before}, and {host.name} makes it {change.state.name}")
+                raise Violation(
+                    "5", f"{change.id.hex()[-4:]} was {before}, and {host.name} makes it {change.state.name}"
+                )
             if row.state == change.state:
                 self._check_copied(host, decided, "announces a decision")
             if told is None or rank(told[0]) <= rank(change.state):
@@ -598,5 +617,5 @@ class Referee:
 _ON_SENT = {
     msg.Run: Referee._sent_run, msg.Acknowledged: Referee._sent_acknowledged, msg.Replicated: Referee._sent_replicated,
     msg.Claim: Referee._sent_claim, msg.Page: Referee._sent_page, msg.Leading: Referee._sent_leading,
-    msg.HandOver: Referee._sent_hand_over,
+    msg.HandOver: Referee._sent_hand_over, msg.Register: Referee._sent_register,
 }  # fmt: skip

@@ -48,7 +48,7 @@ def run(seed: int, *, is_traced: bool = False) -> Result:
         _play(world)
     except Violation as violation:
         invariant, text = violation.invariant, str(violation)
-    except Exception as error:  # noqa: BLE001 - whatever the core raises is a finding
+    except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         invariant = "core"
         text = f"{type(error).__name__}: {error} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
@@ -93,7 +93,7 @@ def _check_idle(world: World) -> None:
         raise Violation(problem.split()[0], f"after all was quiet {problem.split(maxsplit=1)[1]}")
 
 
-# -- Drawing -------------------------------------------------------------------------------------------------------------
+# -- Drawing -----------------------------------------------------------------------------------------------------------
 
 
 def draw_world(seed: int, *, is_traced: bool = False) -> World:
@@ -146,7 +146,9 @@ def _draw_hosts(world: World, settings: SchedulerSettings) -> None:
             host.skew_s = random.uniform(-3.0, 3.0)
             world.clock_error_s = 3.0
         # The founder first; of the others some are added while the cluster works.
-        delay_s = 0.0 if host.index == 0 else random.choice((0.0, 0.5, 0.5, random.uniform(1.0, 12.0))) * random.random()
+        delay_s = (
+            0.0 if host.index == 0 else random.choice((0.0, 0.5, 0.5, random.uniform(1.0, 12.0))) * random.random()
+        )
         world.engine.at(delay_s, host.start)
     if is_skewed:
         world.count_fault("skew")

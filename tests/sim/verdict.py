@@ -57,6 +57,8 @@ def _work(world: World) -> str:
 
 def _leftovers(world: World) -> str:
     for host in world.members:
+        if count := host.relay.unanswered_count:
+            return f"9 {host.name} never answers {count} calls"
         scheduler, worker = host.node.scheduler, host.node.worker
         if scheduler is not None and not scheduler.outbox.is_idle:
             return f"11 the outbox of {host.name} is not empty"
@@ -83,7 +85,9 @@ def _difference(one: Host, other: Host) -> str:
     for task_id in sorted(ours.keys() | theirs.keys()):
         mine, its = ours.get(task_id), theirs.get(task_id)
         if mine != its:
-            what = " and ".join(f"{host.name} has {row and TaskState(row.state).name}" for host, row in ((one, mine), (other, its)))
+            what = " and ".join(
+                f"{host.name} has {row and TaskState(row.state).name}" for host, row in ((one, mine), (other, its))
+            )
             return f"of {task_id.hex()[-4:]} {what}"
     return ""
 
@@ -98,7 +102,9 @@ def check_end(world: World) -> None:
     for task_id, (told, _) in referee.told.items():
         row = rows.get(task_id)
         if row is not None and rank(row.state) < rank(told) and task_id not in referee.excused:
-            raise Violation("5", f"{task_id.hex()[-4:]} was {TaskState(told).name}, and ends as {TaskState(row.state).name}")
+            raise Violation(
+                "5", f"{task_id.hex()[-4:]} was {TaskState(told).name}, and ends as {TaskState(row.state).name}"
+            )
     for host in world.schedulers:
         due = referee.sight(host).to_announce
         if due and host.leader == host.node_id:

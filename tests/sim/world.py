@@ -51,11 +51,9 @@ class World:
         self._ways: dict[tuple[int, int], Way] = {}
         self._ids = 0
 
-    # -- Building --------------------------------------------------------------------------------------------------------
+    # -- Building ------------------------------------------------------------------------------------------------------
 
-    def add(
-        self, node_id: int, *roles: msg.Role, settings: SchedulerSettings | None = None, slots: int = 2
-    ) -> Host:
+    def add(self, node_id: int, *roles: msg.Role, settings: SchedulerSettings | None = None, slots: int = 2) -> Host:
         """A machine, not started yet."""
         offer = msg.Offer(slots, {"cpus": units(slots)}, {}, ("command", "http"))
         host = Host(self, len(self.hosts), node_id, roles, settings or SchedulerSettings(), offer)
@@ -78,7 +76,7 @@ class World:
         """What becomes of a task's attempts."""
         return self.plans.get(task_id) or Plan()
 
-    # -- Asking ----------------------------------------------------------------------------------------------------------
+    # -- Asking --------------------------------------------------------------------------------------------------------
 
     @property
     def utc_s(self) -> float:
@@ -110,7 +108,7 @@ class World:
         """Schedulers that lead and say so."""
         return [host for host in self.schedulers if host.is_up and host.leader == host.node_id]
 
-    # -- What happens ----------------------------------------------------------------------------------------------------
+    # -- What happens --------------------------------------------------------------------------------------------------
 
     def restart_later(self, host: Host, delay_s: float | None = None) -> None:
         """The service manager starts a daemon again."""
