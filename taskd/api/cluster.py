@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from taskd.api.bodies import answer, decode, encode
-from taskd.api.cluster_types import ClusterView, EventView, Handlers, Health, Nodes, NodeView, Pointer
+from taskd.api.cluster_types import ClusterView, EventView, Handlers, Health, Nodes, NodeView, Pointer, Ready
 from taskd.api.ids import id_text
 from taskd.api.parameters import Flag, Words
 from taskd.api.selection import find_ids
@@ -79,16 +79,26 @@ def _find_node(text: str, service: Service) -> NodeView:
 
 async def cluster(request: ApiRequest, service: Service) -> ApiResponse:
     """The cluster as the leader sees it; as the node that is asked does, where it cannot tell."""
+    return answer(await _find_view(request, service))
+
+
+async def _find_view(request: ApiRequest, service: Service) -> ClusterView:
     own = service.cluster()
-    if OWN.read(request.query) or own.leader is None or service.leads:
-        return answer(own)
+    if OWN.read(request.query) or own.leader is None or own.by_leader:
+        return own
+    ask = ApiRequest("GET", "/v1/cluster", {OWN.name: "1"}, request.caller)
     try:
         async with asyncio.timeout(LEADER_TIMEOUT_S):
-            response = await service.relay(replace(request, query={OWN.name: "1"}))
+            response = await service.relay(ask)
         seen = _read_view(response.body)
+        if seen.by_leader:
+            return replace(seen, node_id=own.node_id, name=own.name, roles=own.roles, version=own.version)
     except (TaskdError, TimeoutError, msgspec.DecodeError):
-        return answer(own)  # Being in trouble is what it is asked about most.
-    return answer(replace(seen, node_id=own.node_id, name=own.name, roles=own.roles, version=own.version))
+        pass  # Being in trouble is what it is asked about most.
+    own = service.cluster()
+    if own.leader is None or own.by_leader:
+        return own
+    return replace(own, health="down", why=f"the leader, {own.leader_name}, does not answer")
 
 
 async def handlers(request: ApiRequest, service: Service) -> ApiResponse:
@@ -145,9 +155,13 @@ async def health(request: ApiRequest, service: Service) -> ApiResponse:
 
 
 async def ready(request: ApiRequest, service: Service) -> ApiResponse:
-    """Whether this node serves: 200, or 503 with the reason."""
-    view = service.ready()
-    return answer(view, 200 if view.ready else 503)
+    """Whether a request would be served now: 200, or 503 with the reason."""
+    own = service.ready()
+    if own.ready:
+        view = await _find_view(request, service)
+        why = view.why if view.health == "down" else view.refuses
+        own = Ready(not why, why)
+    return answer(own, 200 if own.ready else 503)
 
 
 async def metrics(request: ApiRequest, service: Service) -> ApiResponse:

@@ -47,7 +47,7 @@ class Nodes(Wire, frozen=True, omit_defaults=False):
 
 class SchedulerView(Wire, frozen=True, omit_defaults=False):
     """One scheduler, and how far its copy of the tasks is behind the leader's: in commits, and for how many seconds.
-    Null where the node that answers cannot tell."""
+    Null where the node that answers cannot tell. `seen` says of one that is away when it was last known to be here."""
 
     node_id: int
     name: str
@@ -55,11 +55,13 @@ class SchedulerView(Wire, frozen=True, omit_defaults=False):
     lag_commits: int | None
     lag_s: float | None
     may_lead: bool  # would lead, were it the one with the lowest id
+    seen: float | None = None
 
 
 class ClusterView(Wire, frozen=True, omit_defaults=False):
     """The cluster in one look, as the leader sees it; where none is reached, as the node that is asked does. `term`
-    counts changes of leaders, `why` says what is wrong where `health` is not ok."""
+    counts changes of leaders, `why` says what is wrong where `health` is not ok. Only the leader can tell (`by_leader`)
+    how many workers, slots and tasks there are, and why it takes no new tasks (`refuses`, empty where it does)."""
 
     cluster: str
     node_id: int  # of the node that was asked
@@ -78,6 +80,8 @@ class ClusterView(Wire, frozen=True, omit_defaults=False):
     tasks: dict[str, int]  # by state, unfinished ones
     version: str
     replicas: list[SchedulerView]  # every scheduler that is known, the leader first
+    by_leader: bool = True
+    refuses: str = ""
 
 
 class HandlerView(Wire, frozen=True, omit_defaults=False):
@@ -128,7 +132,8 @@ class Pointer(Wire, frozen=True, omit_defaults=False):
 
 
 class Ready(Wire, frozen=True, omit_defaults=False):
-    """Whether this node serves: it has read its disk, knows a leader, and is not stopping."""
+    """Whether a request to this node would be served now: it is not stopping, and it leads or its leader answers and
+    takes tasks."""
 
     ready: bool
     why: str

@@ -146,8 +146,8 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/healthz", cluster.health, "Whether this daemon answers", {JSON: (ct.Health,)}, by_leader=False),
     Route(
-        "GET", "/readyz", cluster.ready, "Whether this node serves", {JSON: (ct.Ready,)}, by_leader=False,
-        otherwise={503: ct.Ready},
+        "GET", "/readyz", cluster.ready, "Whether a request would be served now", {JSON: (ct.Ready,)}, (cluster.OWN,),
+        by_leader=False, otherwise={503: ct.Ready},
     ),
     Route("GET", "/metrics", cluster.metrics, "Figures for Prometheus", {TEXT: ()}, by_leader=False),
     Route("GET", "/openapi.json", openapi, "This description", {JSON: (dict[str, Any],)}, by_leader=False),

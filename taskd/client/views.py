@@ -204,7 +204,8 @@ class Node(View, frozen=True):
 
 
 class Scheduler(View, frozen=True):
-    """One scheduler, and how far its copy of the tasks is behind the leader's; None where that cannot be told."""
+    """One scheduler, and how far its copy of the tasks is behind the leader's; None where that cannot be told. `seen`:
+    when one that is away was last known to be here."""
 
     node_id: int
     name: str = ""
@@ -212,11 +213,13 @@ class Scheduler(View, frozen=True):
     lag_commits: int | None = None
     lag_s: float | None = None
     may_lead: bool = False
+    seen: float | None = None
 
 
 class Cluster(View, frozen=True):
     """The cluster in one look, as the leader sees it, or the node that is asked where it reaches none. `tasks` counts
-    the unfinished ones by state, `term` the changes of leaders; `durability` is local or replicated."""
+    the unfinished ones by state, `term` the changes of leaders; `durability` is local or replicated. Only the leader
+    can tell (`by_leader`) how many workers, slots and tasks there are, and why it takes no new ones (`refuses`)."""
 
     cluster: str
     node_id: int
@@ -235,6 +238,8 @@ class Cluster(View, frozen=True):
     tasks: dict[str, int] = {}
     version: str = ""
     replicas: list[Scheduler] = []
+    by_leader: bool = True
+    refuses: str = ""
 
 
 class Handler(View, frozen=True):

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from taskd.api.cluster_types import ClusterView, NodeView, Ready, Replication, SchedulerView
 from taskd.core.feed import StandbyView
+from taskd.core.nodes import AWAY_MAX_S
 from taskd.core.roster import Worker
 from taskd.core.scheduler import Scheduler
 from taskd.core.task import TaskState
@@ -16,7 +17,9 @@ from taskd.values import format_duration
 from taskd.version import VERSION
 
 CLOCK_OFFSET_S_MAX = 1.0  # From here on times of different nodes cannot be compared, and people wonder.
-NO_LEADER = "no scheduler leads: none is connected, or they are still looking for each other"
+NO_SCHEDULER = "no scheduler is connected: none runs, or none can be reached from here"
+NO_STANDBY = "new tasks are refused: no standby keeps a copy, and min_replicas asks for one"
+DISK_FULL = "new tasks are refused: the scheduler's disk is nearly full"
 
 
 class PeerView(Protocol):
@@ -41,6 +44,7 @@ class Views:
         self._node = shell.node
         self._cluster = cluster
         self._peers = peers
+        self._noticed: dict[int, tuple[str, float]] = {}  # schedulers by id: the name, and when it was last here, UTC
 
     @property
     def _leads(self) -> bool:
@@ -62,24 +66,37 @@ class Views:
     # -- Schedulers ----------------------------------------------------------------------------------------------------
 
     def schedulers(self) -> list[SchedulerView]:
-        """Every scheduler that is known: the leader first, then by id, as they would lead."""
+        """Every scheduler that is known and was not given up: the leader first, then by id, as they would lead."""
         here = {peer.node.node_id: peer.node.name for peer in self._peers() if "scheduler" in peer.node.roles}
-        names = dict(here)
-        scheduler = self._node.scheduler
+        scheduler, own = self._node.scheduler, self._node.info
         standbys: dict[int, StandbyView] = {}
         if scheduler is not None:
-            names[self._node.info.node_id] = self._node.info.name
+            here[own.node_id] = own.name
             standbys = {view.node_id: view for view in scheduler.standbys(monotonic())}
-            for row in scheduler.nodes.values():
-                if "scheduler" in row.roles:
-                    names.setdefault(row.node_id, row.name)
+        self._notice(here)
         views = [
-            self._scheduler_view(node_id, name, node_id in here, standbys.get(node_id))
-            for node_id, name in names.items()
+            self._scheduler_view(node_id, name, node_id in here, seen_s, standbys.get(node_id))
+            for node_id, (name, seen_s) in self._noticed.items()
         ]
         return sorted(views, key=lambda view: (view.replication != "leading", view.node_id))
 
-    def _scheduler_view(self, node_id: int, name: str, is_here: bool, standby: StandbyView | None) -> SchedulerView:
+    def _notice(self, here: dict[int, str]) -> None:
+        """Remember who is here, and learn from the cluster's memory who was. That says of a leader no more than when it
+        began to lead: what we have noticed ourselves is newer, as often as somebody looks."""
+        now_s = self._shell.utc()
+        noticed = self._noticed
+        noticed.update((node_id, (name, now_s)) for node_id, name in here.items())
+        if self._node.scheduler is not None:
+            for row in self._node.scheduler.nodes.values():
+                if "scheduler" in row.roles and row.seen_s > noticed.get(row.node_id, ("", -1.0))[1]:
+                    noticed[row.node_id] = (row.name, row.seen_s)
+        self._noticed = {
+            node_id: (name, seen_s) for node_id, (name, seen_s) in noticed.items() if seen_s > now_s - AWAY_MAX_S
+        }
+
+    def _scheduler_view(
+        self, node_id: int, name: str, is_here: bool, seen_s: float, standby: StandbyView | None
+    ) -> SchedulerView:
         stage = self._replication(node_id, is_here, standby)
         commits: int | None = None
         seconds: float | None = None
@@ -87,7 +104,8 @@ class Views:
             commits, seconds = 0, 0.0
         elif standby is not None and standby.stage in ("in_sync", "stalled"):
             commits, seconds = standby.lag_commits, standby.lag_s
-        return SchedulerView(node_id, name, stage, commits, seconds, self._may_lead(node_id))
+        away_seen_s = seen_s if stage == "away" else None
+        return SchedulerView(node_id, name, stage, commits, seconds, self._may_lead(node_id), away_seen_s)
 
     def _replication(self, node_id: int, is_here: bool, standby: StandbyView | None) -> Replication | None:
         scheduler, is_self = self._node.scheduler, node_id == self._node.info.node_id
@@ -147,6 +165,7 @@ class Views:
         if worker is not None:
             running = sum(1 for task in worker.assigned.values() if task.state is not TaskState.ASSIGNED)
         offer = worker.offer if worker is not None else None
+        seen_s = max(worker.seen_s if worker is not None else 0.0, (replica and replica.seen) or 0.0)
         return NodeView(
             node_id=node_id,
             name=info.name if info is not None else self.node_name(node_id),
@@ -165,7 +184,7 @@ class Views:
             clock_offset_s=0.0 if is_self else peer.clock_offset_s if peer is not None else None,
             round_trip_s=0.0 if is_self else peer.round_trip_s if peer is not None else None,
             drain_reason=(worker.drain_reason or "") if worker is not None else "",
-            seen=self._shell.utc() if is_here else worker.seen_s if worker is not None else row.seen_s if row else 0.0,
+            seen=self._shell.utc() if is_here else seen_s,
             replication=replica.replication if replica is not None else None,
             lag_commits=replica.lag_commits if replica is not None else None,
             lag_s=replica.lag_s if replica is not None else None,
@@ -193,7 +212,8 @@ class Views:
             term=term.epoch if term is not None else None, health=health, why=why,
             durability=self._durability(scheduler),
             schedulers=sum(1 for view in replicas if view.replication != "away"), workers=workers, slots=slots,
-            running=tasks.get("running", 0), tasks=tasks, version=VERSION, replicas=replicas,
+            running=tasks.get("running", 0), tasks=tasks, version=VERSION, replicas=replicas, by_leader=self._leads,
+            refuses=self._why_refused(scheduler),
         )  # fmt: skip
 
     def _durability(self, scheduler: Scheduler | None) -> Literal["local", "replicated"]:
@@ -213,26 +233,37 @@ class Views:
             if others and scheduler.durability == "local":
                 text = ", ".join(f"{view.name} is {_stage_words(view)}" for view in others)
                 wrong.append(f"no standby is in sync, so that what is accepted is on one disk alone ({text})")
-            if self.is_disk_full:
-                wrong.append("the scheduler's disk is nearly full: no new tasks are taken")
+            if refused := self._why_refused(scheduler):
+                wrong.append(refused)
             if not workers:
                 wrong.append("no worker is connected")
         for peer in self._peers():
             offset_s = peer.clock_offset_s or 0.0
             if abs(offset_s) > CLOCK_OFFSET_S_MAX:
                 side = "ahead of" if offset_s > 0 else "behind"
-                wrong.append(f"the clock of {peer.node.name} is {format_duration(abs(offset_s))} {side} ours")
+                own = self._node.info.name  # Who reads this may have asked another node.
+                wrong.append(f"the clock of {peer.node.name} is {format_duration(abs(offset_s))} {side} that of {own}")
         return ("degraded", "; ".join(wrong)) if wrong else ("ok", "")
+
+    def _why_refused(self, scheduler: Scheduler | None) -> str:
+        """Why the leader, where that is us, takes no new tasks."""
+        if not self._leads or scheduler is None:
+            return ""
+        feed = scheduler.feed
+        if scheduler.settings.min_replicas and feed is not None and not feed.is_promising:
+            return NO_STANDBY
+        return DISK_FULL if self.is_disk_full else ""
 
     def _why_nobody_leads(self, scheduler: Scheduler | None) -> str:
         if scheduler is None:
-            return NO_LEADER
+            names = sorted(peer.node.name for peer in self._peers() if "scheduler" in peer.node.roles)
+            return f"no scheduler leads yet, of those that are connected: {', '.join(names)}" if names else NO_SCHEDULER
         if scheduler.is_loading:
             return "this scheduler is about to lead: it collects what the others have and reads its tasks"
         return scheduler.election.why_not(monotonic())
 
     def ready(self) -> Ready:
-        """Whether this node serves."""
+        """Whether this node has a leader to serve with, be it itself."""
         if self._shell.is_stopping or self._shell.exited.done():
             return Ready(False, "this daemon is stopping")
         if self._shell.leader is None:

@@ -112,6 +112,7 @@ class FakeService:
         self.event_queue: asyncio.Queue[EventView | None] = asyncio.Queue()
         self.open_streams = 0
         self.is_ready = True
+        self.refuses = ""  # new tasks, for this reason
         self.now = NOW_S
         self._last = 0
 
@@ -314,7 +315,7 @@ class FakeService:
         own, replica = (7, "head") if self.is_leader else (9, "second"), SchedulerView(7, "head", "leading", 0, 0, True)
         return ClusterView(
             "default", *own, ["scheduler"], 7, "head", 3, "ok", "", self.durability, 1, 1, 2, 0, {"queued": 1}, "0",
-            [replica],
+            [replica], self.is_leader, self.refuses,
         )  # fmt: skip
 
     def ready(self) -> Ready:

@@ -214,7 +214,11 @@ async def test_where_the_leader_does_not_answer_a_node_tells_what_it_knows(
     standby: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standby.leader = None
-    assert (await standby.ask("GET", "/v1/cluster"))[1]["name"] == "second"
+    silent = (False, "down", "the leader, head, does not answer")
+    _, answer = await standby.ask("GET", "/v1/cluster")
+    assert answer["name"] == "second"
+    assert (answer["by_leader"], answer["health"], answer["why"]) == silent
+    assert await standby.ask("GET", "/readyz") == (503, {"ready": False, "why": silent[2]})
 
     async def never(request: ApiRequest) -> ApiResponse:
         await asyncio.Event().wait()
@@ -222,4 +226,31 @@ async def test_where_the_leader_does_not_answer_a_node_tells_what_it_knows(
 
     monkeypatch.setattr(cluster, "LEADER_TIMEOUT_S", 0.001)
     standby.relay = never  # type: ignore[method-assign]
-    assert (await standby.ask("GET", "/v1/cluster", caller=Caller("x", False)))[1]["name"] == "second"
+    _, answer = await standby.ask("GET", "/v1/cluster", caller=Caller("x", False))
+    assert (answer["by_leader"], answer["health"], answer["why"]) == silent
+    assert (await standby.ask("GET", "/readyz"))[0] == 503
+
+
+async def test_a_former_leader_is_not_taken_at_its_word(service: FakeService, standby: FakeService) -> None:
+    service.is_leader = False
+    assert (await standby.ask("GET", "/v1/cluster"))[1]["name"] == "second"
+    assert (await standby.ask("GET", "/readyz"))[0] == 503
+
+
+async def test_whoever_has_become_the_leader_meanwhile_needs_no_other(standby: FakeService) -> None:
+    async def lose(request: ApiRequest) -> ApiResponse:
+        standby.is_leader = True
+        raise NoLeader()
+
+    standby.relay = lose  # type: ignore[method-assign]
+    _, answer = await standby.ask("GET", "/v1/cluster")
+    assert (answer["by_leader"], answer["health"]) == (True, "ok")
+
+
+async def test_a_node_is_ready_where_its_leader_takes_tasks(service: FakeService, standby: FakeService) -> None:
+    assert await standby.ask("GET", "/readyz") == (200, {"ready": True, "why": ""})
+    service.refuses = "the disk is full"
+    for node in (service, standby):
+        assert await node.ask("GET", "/readyz") == (503, {"ready": False, "why": "the disk is full"})
+    standby.is_ready = False
+    assert (await standby.ask("GET", "/readyz"))[1]["why"] == "no leader is known"

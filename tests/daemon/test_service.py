@@ -12,6 +12,7 @@ from taskd.api.service import OwnReads
 from taskd.core import events as ev
 from taskd.core.effects import Change
 from taskd.core.feed import StandbyView
+from taskd.core.nodes import AWAY_MAX_S
 from taskd.core.task import Record, TaskSpec, TaskState, encode
 from taskd.daemon import service as service_module
 from taskd.daemon import views as views_module
@@ -63,6 +64,8 @@ class FakeScheduler:
         self.ledger = SimpleNamespace(tasks={}, counts={(TaskState.QUEUED, "q"): 2, (TaskState.RUNNING, "q"): 1})
         self.outbox: set[bytes] = set()
         self.roster = FakeRoster()
+        self.settings = SimpleNamespace(min_replicas=0)
+        self.feed = SimpleNamespace(is_promising=False)
 
     def standbys(self, now: float) -> list[StandbyView]:
         return self.attached
@@ -99,6 +102,7 @@ class Stage:
     def __init__(self, *, is_scheduler: bool = True) -> None:
         self.scheduler = FakeScheduler()
         self.peers: list[Any] = []
+        self.now_s = 1000.0
         self.store = FakeStore()
         self.told: list[ev.Event] = []
         self.answer = Answered([], "replicated")
@@ -107,7 +111,7 @@ class Stage:
             node=SimpleNamespace(info=info(OWN, *roles), scheduler=self.scheduler if is_scheduler else None),
             hub=Hub(), store=self.store if is_scheduler else None, leader=None, term=None, is_stopping=False,
             leaderless_since=monotonic(), newest_id=bytes(16), exited=asyncio.get_running_loop().create_future(),
-            utc=lambda: 1000.0, ask=self.ask,
+            utc=lambda: self.now_s, ask=self.ask,
         )  # fmt: skip
         shell: Any = self.shell
         calls: Any = None
@@ -164,13 +168,14 @@ async def test_the_leader_knows_how_far_all_are(stage: Stage) -> None:
     stage.scheduler.election.willing = {OTHER}
     view = stage.service.cluster()
     assert [
-        (one.node_id, one.name, one.replication, one.lag_commits, one.lag_s, one.may_lead) for one in view.replicas
+        (one.node_id, one.name, one.replication, one.lag_commits, one.lag_s, one.may_lead, one.seen)
+        for one in view.replicas
     ] == [
-        (OWN, "node-5", "leading", 0, 0.0, True),
-        (OTHER, "node-1", "in_sync", 2, 0.5, True),
-        (THIRD, "node-8", "catching_up", None, None, False),
-        (20, "node-20", "catching_up", None, None, False),
-        (30, "node-30", "away", None, None, False),
+        (OWN, "node-5", "leading", 0, 0.0, True, None),
+        (OTHER, "node-1", "in_sync", 2, 0.5, True, None),
+        (THIRD, "node-8", "catching_up", None, None, False, None),
+        (20, "node-20", "catching_up", None, None, False, None),
+        (30, "node-30", "away", None, None, False, 40.0),
     ]
     assert (view.schedulers, view.workers, view.slots, view.running, view.term) == (4, 1, 4, 1, 3)
     nodes = {node.node_id: node for node in stage.service.nodes()}
@@ -179,6 +184,7 @@ async def test_the_leader_knows_how_far_all_are(stage: Stage) -> None:
         30: ("away", "lost"), WORKER: (None, "up"),
     }  # fmt: skip
     assert (nodes[OTHER].lag_commits, nodes[OTHER].may_lead, nodes[30].roles) == (2, True, ["scheduler"])
+    assert (nodes[OTHER].seen, nodes[30].seen) == (1000.0, 40.0)
 
 
 async def test_a_standby_knows_of_itself_and_its_leader(stage: Stage) -> None:
@@ -199,12 +205,37 @@ async def test_a_worker_knows_who_leads() -> None:
     stage = Stage(is_scheduler=False)
     stage.connect(OTHER)
     stage.connect(THIRD)
-    assert stage.service.cluster().why == views_module.NO_LEADER
+    assert stage.service.cluster().why == "no scheduler leads yet, of those that are connected: node-1, node-8"
     stage.follow(OTHER)
     view = stage.service.cluster()
     assert [(one.node_id, one.replication) for one in view.replicas] == [(OTHER, "leading"), (THIRD, None)]
     assert (view.leader_name, view.health, view.durability) == ("node-1", "ok", "local")
+    assert not view.by_leader
     assert await stage.service.own_reads() is OwnReads.NOTHING
+    stage.follow(None)
+    stage.peers, stage.now_s = [], 1060.0
+    view = stage.service.cluster()
+    assert view.why == views_module.NO_SCHEDULER
+    assert [(one.name, one.replication, one.seen) for one in view.replicas] == [
+        ("node-1", "away", 1000.0), ("node-8", "away", 1000.0)
+    ]  # fmt: skip
+
+
+async def test_whoever_is_away_was_seen_when_it_was_last_noticed(stage: Stage) -> None:
+    stage.follow(OTHER)
+    stage.connect(OTHER)
+    stage.remember(OTHER)  # The cluster's memory of a leader says when it began to lead.
+    stage.service.cluster()
+    stage.peers, stage.now_s = [], 1060.0
+    stage.lead()
+    seen = {one.node_id: one.seen for one in stage.service.cluster().replicas}
+    assert seen == {OWN: None, OTHER: 1000.0}
+    stage.scheduler.nodes[OTHER] = NodeRow(OTHER, "renamed", ("scheduler",), None, 1030.0)
+    (view,) = (one for one in stage.service.cluster().replicas if one.node_id == OTHER)
+    assert (view.name, view.seen) == ("renamed", 1030.0)
+    stage.now_s = 1030.0 + AWAY_MAX_S
+    assert [one.node_id for one in stage.service.cluster().replicas] == [OWN]
+    assert stage.service.cluster().why == "no worker is connected"
 
 
 # -- How it is ---------------------------------------------------------------------------------------------------------
@@ -219,9 +250,8 @@ async def test_a_cluster_is_well_or_says_why_not(stage: Stage) -> None:
     why = "no standby is in sync, so that what is accepted is on one disk alone (node-1 is away)"
     assert (stage.service.cluster().health, stage.service.cluster().why) == ("degraded", why)
     stage.connect(OTHER, clock_offset_s=-90.0)
-    assert (
-        stage.service.cluster().why == why.replace("away", "catching up") + "; the clock of node-1 is 1m30s behind ours"
-    )
+    clock = "the clock of node-1 is 1m30s behind that of node-5"
+    assert stage.service.cluster().why == f"{why.replace('away', 'catching up')}; {clock}"
     stage.scheduler.durability = "replicated"
     stage.peers[-1].clock_offset_s = 1.0
     assert stage.service.cluster().health == "ok"
@@ -236,6 +266,11 @@ async def test_readiness_tells_the_truth(stage: Stage) -> None:
     assert stage.service.cluster().health == "down"
     stage.lead()
     assert stage.service.ready().ready
+    stage.scheduler.settings.min_replicas = 1
+    assert stage.service.cluster().refuses == views_module.NO_STANDBY
+    assert views_module.NO_STANDBY in stage.service.cluster().why
+    stage.scheduler.feed.is_promising = True
+    assert stage.service.cluster().refuses == ""
     stage.shell.is_stopping = True
     assert stage.service.ready().why == "this daemon is stopping"
 
@@ -333,6 +368,7 @@ async def test_a_full_disk_takes_nothing_new_and_knows_what_it_has(stage: Stage)
     with pytest.raises(DiskFull):
         await stage.service.submit(new(2))
     assert "disk is nearly full" in stage.service.cluster().why
+    assert stage.service.cluster().refuses == views_module.DISK_FULL
     stage.store.free = 1 << 40
     stage.service._free_checked_s -= 2.0
     assert stage.service.cluster().health == "ok"
