@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Any
 
 import click
 
+from taskd.cli.output import warn
 from taskd.client import calls
 from taskd.client.call import Call
 from taskd.client.transport import Transport
@@ -26,9 +28,9 @@ class Session:
         self.transport = Transport(socket, on_trouble=self._on_trouble)
         self._is_troubled = False
 
-    def be_patient(self) -> None:
-        """Go on when the daemon restarts or the leader changes."""
-        self.transport.patience_s = PATIENCE_S
+    def be_patient(self, patience_s: float = PATIENCE_S) -> None:
+        """Go on when the daemon restarts or the leader changes; `math.inf` for ever."""
+        self.transport.patience_s = patience_s
 
     def ask(self, call: Call) -> Any:
         """The answer's JSON. Raises ApiError, NoDaemon."""
@@ -54,7 +56,13 @@ class Session:
     def _on_trouble(self, error: TaskdError) -> None:
         if not self._is_troubled:
             self._is_troubled = True
-            click.echo(f"taskd: {error.message} Trying again for {self.transport.patience_s:g} s.", err=True)
+            patience_s = self.transport.patience_s
+            how_long = "until it works" if patience_s == inf else f"for {patience_s:g} s"
+            warn(f"{error.message.rstrip('.')}; trying again {how_long}")
+
+    def has_recovered(self) -> None:
+        """The daemon answers again: the next trouble is told like the first."""
+        self._is_troubled = False
 
 
 def talks(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -115,6 +115,8 @@ class Views:
             return "in_sync"
         if is_self:
             assert scheduler is not None
+            if self._shell.leader is None:
+                return None  # There is nobody to be in sync with.
             return "in_sync" if scheduler.is_in_sync else "catching_up"
         if not is_here:
             return "away"

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,36 +58,90 @@ def test_a_node_is_drained_and_resumed(taskd: Taskd, daemon: FakeDaemon) -> None
     assert json.loads(taskd("node", "resume", "2", "--json").out)["state"] == "up"
 
 
+def replica(node_id: int, name: str, stage: str | None, **more: Any) -> dict[str, Any]:
+    view = {"node_id": node_id, "name": name, "replication": stage, "lag_commits": None, "lag_s": None}
+    return {**view, "may_lead": True, "seen": None, **more}
+
+
 def test_the_cluster_in_one_look(taskd: Taskd, daemon: FakeDaemon) -> None:
     ran = taskd("cluster", "status")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.splitlines() == [
+        "cluster default is ok",
+        "leader      head (id 1), term 3",
+        "nodes       1 scheduler, 1 worker",
+        "slots       4, 1 busy",
+        "unfinished  2 queued, 1 running",
+        "durability  local: what is accepted is on one disk; another scheduler would keep a copy",
+        "asked       head (id 1, scheduler)",
+        "version     0.1.0",
+        "",
+        "ID  SCHEDULER  STATE    BEHIND  NOTE",
+        "1   head       leading  -",
+    ]
+
+
+def test_how_far_each_scheduler_is(taskd: Taskd, daemon: FakeDaemon) -> None:
+    daemon.cluster.update(
+        leader=3, leader_name="c", health="degraded", why="so",
+        replicas=[
+            replica(3, "c", "leading", lag_commits=0, lag_s=0.0),
+            replica(1, "a", "in_sync", lag_commits=0, lag_s=0.0),
+            replica(2, "b", "in_sync", lag_commits=0, lag_s=0.0, may_lead=False),
+            replica(4, "d", "in_sync", lag_commits=2, lag_s=1.5),
+            replica(5, "e", "catching_up"),
+            replica(6, "f", "catching_up", lag_commits=1, lag_s=3.0),
+            replica(7, "g", "away", seen=time.time() - 190.2),
+            replica(8, "h", "away"),
+            replica(9, "i", None),
+        ],
+    )  # fmt: skip
+    ran = taskd("cluster", "status")
     assert ran.code == 0
-    for text in ("cluster default is ok", "head (id 1), term 3", "1 scheduler, 1 worker", "2 queued, 1 running"):
-        assert text in ran.out
-    assert "local: on one disk" in ran.out
-    replicas = [
-        {"node_id": 1, "name": "head", "replication": "leading", "lag_commits": 0, "lag_s": 0.0, "may_lead": True},
-        {"node_id": 2, "name": "arm", "replication": "in_sync", "lag_commits": 0, "lag_s": 0.0, "may_lead": True},
-        {"node_id": 3, "name": "old", "replication": "in_sync", "lag_commits": 2, "lag_s": 1.5, "may_lead": True},
-        {"node_id": 4, "name": "new", "replication": "away", "lag_commits": None, "lag_s": None, "may_lead": False},
-        {"node_id": 5, "name": "far", "replication": None, "lag_commits": None, "lag_s": None, "may_lead": False},
+    lines = ran.out.splitlines()
+    assert lines[0] == "cluster default is degraded: so"
+    assert "durability  local: what is accepted is on one disk, until a standby is in sync" in lines
+    assert lines[lines.index("") + 1 :] == [
+        "ID  SCHEDULER  STATE                 BEHIND               NOTE",
+        "3   c          leading               -",
+        "1   a          standby, in sync      nothing              is to lead soon, by its lower id",
+        "2   b          standby, in sync      nothing",
+        "4   d          standby, in sync      2 commits, for 1.5s",
+        "5   e          standby, catching up  -",
+        "6   f          standby, catching up  1 commit, for 3s",
+        "7   g          away                  -                    last seen 3m10s ago",
+        "8   h          away                  -",
+        "9   i          up                    -",
     ]
-    daemon.cluster.update(replicas=replicas, durability="replicated")
-    lines = taskd("cluster", "status").out.splitlines()
-    assert "replicated: on more than one disk" in " ".join(lines)
-    table = [line.split() for line in lines[lines.index("") + 1 :]]
-    assert table == [
-        ["ID", "SCHEDULER", "COPY", "BEHIND"],
-        ["1", "head", "leading", "-"],
-        ["2", "arm", "in", "sync", "nothing"],
-        ["3", "old", "in", "sync", "2", "commits,", "for", "1.5s"],
-        ["4", "new", "away", "-"],
-        ["5", "far", "-", "-"],
-    ]
-    daemon.cluster.update(leader=None, leader_name=None, health="down", why="no scheduler leads")
+    daemon.cluster.update(durability="replicated")
+    assert "replicated: what is accepted is on the disks of two schedulers or more" in taskd("cluster", "status").out
+
+
+def test_a_cluster_that_nobody_leads(taskd: Taskd, daemon: FakeDaemon) -> None:
+    daemon.cluster.update(
+        leader=None, leader_name=None, term=None, health="down", why="none is connected", by_leader=False, name="arm",
+        node_id=2, roles=["worker"], schedulers=0, workers=0, slots=0, running=0, tasks={}, replicas=[],
+    )  # fmt: skip
     ran = taskd("cluster", "status")
     assert ran.code == 1
-    assert "is down: no scheduler leads" in ran.out
-    assert json.loads(taskd("cluster", "status", "--json").out)["health"] == "down"
+    assert ran.out.splitlines() == [
+        "cluster default is down: none is connected",
+        "leader   nobody",
+        "nodes    0 schedulers",
+        "asked    arm (id 2, worker), which knows no more without a leader",
+        "version  0.1.0",
+    ]
+    ran = taskd("cluster", "status", "--json")
+    assert (ran.code, json.loads(ran.out)) == (1, daemon.cluster)
+    daemon.stop()
+    ran = taskd("cluster", "status")
+    assert (ran.code, ran.out) == (3, "")
+    assert "taskd start" in ran.err
+
+
+def test_what_others_wrote_does_not_repaint_the_screen(taskd: Taskd, daemon: FakeDaemon) -> None:
+    daemon.cluster.update(why="\x1b[2J", leader_name="\x1b[1m", replicas=[replica(1, "\x1b[0m", "leading")])
+    assert "\x1b" not in taskd("cluster", "status").out
 
 
 # -- Keys --------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from tests.cli.conftest import Taskd
 from tests.client.fake_daemon import FakeDaemon
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 def asked(daemon: FakeDaemon) -> list[dict[str, Any]]:
@@ -171,7 +174,7 @@ def test_a_submission_is_sent_again_with_the_same_id(taskd: Taskd, daemon: FakeD
     daemon.refuse("/v1/tasks", 503, "no_leader", "nobody leads just now.", times=2)
     ran = taskd("submit", "--", "true")
     assert ran.code == 0
-    assert ran.err == "taskd: nobody leads just now. Trying again for 10 s.\n"
+    assert ran.err == "taskd: nobody leads just now; trying again for 10 s\n"
     assert len({body["id"] for body in daemon.bodies}) == 1
 
 
@@ -272,26 +275,57 @@ def test_explain_says_it_for_every_node(taskd: Taskd, daemon: FakeDaemon) -> Non
 
 
 def test_events_are_lines(taskd: Taskd, daemon: FakeDaemon) -> None:
+    task = "01a20724-f837-733b-a4d3-051cfaf5b087"
     daemon.event_lines = [
-        {
-            "kind": "task.failed",
-            "at": 1.767e9,
-            "id": "01a20724-f837-733b-a4d3-051cfaf5b087",
-            "node_id": 2,
-            "detail": "x",
-        },
-        {"kind": "leader.changed", "at": 1.767e9, "node_id": 1, "detail": "epoch 5"},
-        {"kind": "durability.local", "at": 1.767e9, "node_id": 1, "detail": "no standby keeps a copy any more"},
-        {"kind": "task.superseded", "at": 1.767e9, "id": "01a20724-f837-733b-a4d3-051cfaf5b087", "detail": "so"},
+        {"kind": kind, "at": 1.767e9, "id": task_id, "node_id": node_id, "detail": detail}
+        for kind, task_id, node_id, detail in (
+            ("task.failed", task, 2, "x\x1b[2J"), ("leader.changed", "", 1, "epoch 5"), ("leader.changed", "", 1, ""),
+            ("durability.local", "", 1, "…"), ("durability.replicated", "", 1, "…"),
+            ("standby.in_sync", "", 7, "spare"), ("standby.gone", "", 7, ""), ("node.up", "", 9, "new"),
+            ("node.lost", "", 9, "closed"), ("task.queued", task, None, ""), ("task.superseded", task, None, "so"),
+        )
+    ]  # fmt: skip
+    ran = taskd("events")
+    assert [line.split(maxsplit=1)[1] for line in ran.out.splitlines()] == [
+        "task        failed      faf5b087 on arm (id 2)  x\\x1b[2J",
+        "leader      changed     head (id 1) leads from now on, term 5",
+        "leader      changed     head (id 1) leads from now on",
+        "durability  local       what is accepted from now on is on one disk: no standby is in sync",
+        "durability  replicated  what is accepted from now on is on the disks of two schedulers or more",
+        "standby     in sync     spare (id 7) has a copy of everything",
+        "standby     gone        spare (id 7) keeps no copy any more",
+        "node        up          new (id 9)",
+        "node        lost        new (id 9)  closed",
+        "task        queued      faf5b087",
+        "task        superseded  faf5b087  so",
     ]
-    out = taskd("events").out.splitlines()
-    assert out[0].endswith("task     failed      faf5b087 on node 2  x")
-    assert out[1].endswith("leader   changed     node 1 leads from now on  (epoch 5)")
-    assert out[2].endswith("copies   local       no standby keeps a copy any more")
-    assert out[3].endswith("task     superseded  faf5b087  so")
+    assert daemon.requests == ["GET /v1/events", "GET /v1/nodes"]
     lines = taskd("events", "--json", "--count", "1", "--kind", "task").out.splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["task.failed"]
     assert daemon.requests[-1] == "GET /v1/events?kind=task"
+
+
+def test_events_need_no_names(taskd: Taskd, daemon: FakeDaemon) -> None:
+    daemon.event_lines = [{"kind": "node.lost", "at": 1.767e9, "node_id": 2}] * 2
+    daemon.refuse("/v1/nodes", 503, "no_leader", times=2)
+    out = taskd("events").out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in out] == ["node        lost        node 2"] * 2
+    assert daemon.requests == ["GET /v1/events", "GET /v1/nodes"]
+
+
+def test_events_go_on_when_the_daemon_is_back(start: Start, daemon: FakeDaemon) -> None:
+    daemon.event_lines = [{"kind": "node.up", "at": 1.767e9, "node_id": 2, "detail": "arm"}]
+    daemon.events_end = False
+    process = start("events", "-f", "-n", "2", "--socket", str(daemon.path))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().endswith(b"arm (id 2)\n")
+    daemon.stop()
+    assert process.stderr.readline().endswith(b"; trying again until it works\n")
+    daemon.start()
+    assert process.stderr.readline() == b"taskd: events go on here; some may be missing\n"
+    assert process.stdout.readline().endswith(b"arm (id 2)\n")
+    assert process.wait(20) == 0
 
 
 # -- Acting ------------------------------------------------------------------------------------------------------------

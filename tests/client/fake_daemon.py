@@ -46,6 +46,7 @@ class FakeDaemon:
         self.cluster: Json = {**CLUSTER}
         self.explanations: list[Json] = []
         self.event_lines: list[Json] = []
+        self.events_end = True  # after those lines; else the stream stays open
         self.is_busy = False  # new tasks wait until `begin`
         self._refusals: list[tuple[str, int, str, str]] = []
         self._break_after: list[int] = []
@@ -494,6 +495,8 @@ class FakeDaemon:
         await response.write(b": hello\n\n")
         for event in self.event_lines:
             await response.write(f"event: {event['kind']}\ndata: {json.dumps(event)}\n\n".encode())
+        if not self.events_end:
+            await asyncio.Event().wait()
         await response.write_eof()
         return response
 
@@ -580,8 +583,10 @@ CLUSTER: Json = {
     "replicas": [
         {
             "node_id": 1, "name": "head", "replication": "leading", "lag_commits": 0, "lag_s": 0.0, "may_lead": True,
+            "seen": None,
         },
     ],
+    "by_leader": True, "refuses": "",
 }  # fmt: skip
 EXPLANATION: Json = {
     "reason": "Resources", "text": "every worker that could run it is busy", "position": 3, "until": None,

@@ -199,6 +199,8 @@ async def test_a_standby_knows_of_itself_and_its_leader(stage: Stage) -> None:
     assert (view.durability, view.health) == ("replicated", "ok")
     stage.scheduler.is_in_sync = False
     assert stage.service.cluster().replicas[1].replication == "catching_up"
+    stage.follow(None)
+    assert {one.replication for one in stage.service.cluster().replicas} == {None}
 
 
 async def test_a_worker_knows_who_leads() -> None:
