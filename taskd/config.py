@@ -124,7 +124,7 @@ class SchedulerSettings(Struct, frozen=True):
     restart_grace_s: Annotated[
         float,
         Number(0, 86400, "seconds"),
-        "After a restart, tasks that were running wait so long for their workers before they are run again.",
+        "When another leads, or the same one after a restart, running tasks wait so long for their workers to say so.",
     ] = 10.0
     prefetch_s: Annotated[
         float,
@@ -267,7 +267,7 @@ SETTINGS: dict[str, Setting] = _settings()
 RELOADABLE = frozenset({
     "node.log_level",
     "scheduler.queued_max", "scheduler.worker_grace_s", "scheduler.prefetch_s", "scheduler.prefetch_max",
-    "scheduler.min_replicas", "scheduler.standby_grace_s", "scheduler.hand_over_after_s", "scheduler.empty_wait_s",
+    "scheduler.min_replicas", "scheduler.standby_grace_s", "scheduler.hand_over_after_s",
     "scheduler.finished_age_max",
     "worker.slots", "worker.cpus", "worker.memory", "worker.gpus", "worker.resources", "worker.labels", "worker.types",
 })  # fmt: skip

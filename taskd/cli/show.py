@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from taskd.cli.output import (
     instant_text,
     note,
     pairs_text,
+    plural,
     print_fields,
     print_json,
     short,
@@ -31,6 +33,8 @@ from taskd.client import calls
 TAIL_LINES = 10
 TAB = "\t"
 VALUE_CHARS_MAX = 2000  # Of params and results; --json has all.
+PROVISIONAL = "it ended while a scheduler was away, which still is and may bring another end"
+DIVIDED = "it was given out by leaders that did not know of each other; the last attempt here is the one that counts"
 
 Json = dict[str, Any]
 
@@ -49,7 +53,7 @@ def show(session: Session, task_id: str, as_json: bool) -> None:
     click.echo(f"{click.style(task['id'], bold=True)}  {state_text(task['state'])}")
     print_fields((name, clean(value, "\n\t")) for name, value in (*_what(task), *_when(task, now_s)))
     for attempt in task["attempts"]:
-        _show_attempt(attempt, now_s)
+        _show_attempt(attempt, now_s, with_leader=_is_divided(task))
     if task["result"] is not None:
         _show_block("result", _cut(json.dumps(task["result"], indent=2, ensure_ascii=False)))
     if task["attempts"]:
@@ -80,7 +84,7 @@ def _what(task: Json) -> list[tuple[str, str]]:
 
 
 def _when(task: Json, now_s: float) -> list[tuple[str, str]]:
-    again = f"{task['retries']} times" if task["retries"] else ""
+    again = f"up to {plural(task['retries'], 'time')}" if task["retries"] else ""
     return [
         ("submitted", instant_text(task["submitted"], now_s)),
         ("not before", instant_text(task["not_before"], now_s)),
@@ -92,15 +96,24 @@ def _when(task: Json, now_s: float) -> list[tuple[str, str]]:
         ("retries", again),
         ("when lost", "fails" if task["on_lost"] == "fail" else ""),
         ("reason", task["reason"]),
-        ("provisional", "a scheduler is away that may bring another end" if task.get("provisional") else ""),
+        ("provisional", PROVISIONAL if task.get("provisional") else ""),
+        ("history", DIVIDED if _is_divided(task) else ""),
     ]
 
 
-def _show_attempt(attempt: Json, now_s: float) -> None:
+def _is_divided(task: Json) -> bool:
+    """Whether leaders that did not know of each other gave it out: each counts its attempts on from what it knew."""
+    numbers = [attempt["number"] for attempt in task["attempts"]]
+    return any(later <= earlier for earlier, later in pairwise(numbers))
+
+
+def _show_attempt(attempt: Json, now_s: float, *, with_leader: bool) -> None:
     outcome = attempt["outcome"] or ("running" if attempt["started"] else "waiting at the worker")
-    click.echo(
-        f"attempt {attempt['number']} on {attempt['worker_name'] or attempt['worker']}: {_outcome_text(outcome)}"
-    )
+    where = clean(attempt["worker_name"] or str(attempt["worker"]))
+    if with_leader:
+        term, leader = attempt["fence"].split(".")[:2]
+        where += f", given out by node {leader} in term {term}"
+    click.echo(f"attempt {attempt['number']} on {where}: {_outcome_text(outcome)}")
     end_s = attempt["ended"] or now_s
     error = attempt["error"]
     fields = [

@@ -15,6 +15,7 @@ from taskd.cli.session import Session, talks
 from taskd.cli.submission import chunks, encode, refusal, task_options
 from taskd.client import calls
 from taskd.client.errors import ApiError
+from taskd.errors import TaskdError
 
 PATIENCE_S = 10.0  # A submission carries its ids, so that sending it again is safe.
 
@@ -69,6 +70,8 @@ def submit(
     if dry_run:
         return _show_plan(session, [{**task, **options}] if tasks is None else list(tasks))
     accepted = _submit_one(session, {**task, **options}) if tasks is None else _submit_many(session, tasks)
+    if accepted["durability"] == "local" and not (as_json or quiet):
+        _warn_of_missing_copy(session)
     if wait:
         return _wait(session, accepted["ids"], as_json, quiet)
     if as_json:
@@ -127,7 +130,7 @@ def _submit_one(session: Session, task: Json) -> Json:
 
 def _submit_many(session: Session, tasks: Iterator[Json]) -> Json:
     """All tasks, in as few requests as their size permits; what was taken when one is refused is said."""
-    accepted: Json = {"ids": [], "durability": "local", "existing": 0}
+    accepted: Json = {"ids": [], "durability": "replicated", "existing": 0}
     try:
         for _, body in chunks(tasks):
             try:
@@ -136,7 +139,8 @@ def _submit_many(session: Session, tasks: Iterator[Json]) -> Json:
                 raise refusal(error, len(accepted["ids"])) from None
             accepted["ids"] += answer["ids"]
             accepted["existing"] += answer["existing"]
-            accepted["durability"] = answer["durability"]
+            if answer["durability"] == "local":
+                accepted["durability"] = "local"
     except BaseException:
         if accepted["ids"]:
             warn(f"the first {plural(len(accepted['ids']), 'task')} were submitted, the others not")
@@ -180,6 +184,16 @@ def _task_of(item: Any, options: Json, where: str) -> Json:
     if not isinstance(item, dict):
         raise click.UsageError(f"--from-json: {where} is no task: a task is a JSON object")
     return {**options, **item}
+
+
+def _warn_of_missing_copy(session: Session) -> None:
+    """Say that the tasks are on one disk, where that is not how the cluster is meant to be."""
+    try:
+        replicas = session.ask(calls.cluster())["replicas"]
+    except TaskdError:
+        return
+    if len(replicas) > 1:
+        warn("accepted on one disk alone, as no standby is in sync: see `taskd cluster status`")
 
 
 def _show_plan(session: Session, tasks: list[Json]) -> int:

@@ -1,6 +1,6 @@
 """A claim to lead: the term made durable, everything that live schedulers have collected, the tasks loaded.
 
-    term durable ─▶ Claim to every live scheduler ─▶ their pages merged ─▶ unfinished tasks loaded ─▶ won
+    term durable ─▶ Claim to every live scheduler ─▶ their pages merged ─▶ strays taken in ─▶ tasks loaded ─▶ won
 
 Each scheduler that answers has written the term down first and decides nothing below it any more. So whatever any live
 standby acknowledged to the leader before is here when the new one begins to decide. A scheduler that dies on the way is
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskd.core.effects import ReadUnfinished, Send
+from taskd.core.effects import ReadLacking, ReadUnfinished, Send
 from taskd.core.events import RowsRead
 from taskd.core.leader import Leader
 from taskd.core.merger import Merger
 from taskd.core.outbox import Continue, Outbox
 from taskd.core.reads import Reads
 from taskd.protocol import messages as msg
+from taskd.protocol.messages import Dot
 
 
 class Claim:
@@ -84,7 +85,28 @@ class Claim:
     def _check(self) -> None:
         if self._is_durable and not self._missing and not self.is_loading and not self._is_over:
             self.is_loading = True
-            self._outbox.then(Continue(lambda now: self._load(b"")))
+            self._outbox.then(Continue(lambda now: self._take_in_strays(b"")))
+
+    def _take_in_strays(self, after: bytes) -> None:
+        """Make rows that came without what belongs to them decisions of our own, so that standbys learn of them."""
+        if self._is_over:
+            return
+        if self._outbox.has_strays:
+            seen = self._outbox.seen.dots()
+            self._reads.ask(lambda call: ReadLacking(call, seen, after), self._found_strays)
+        else:
+            self._load(b"")
+
+    def _found_strays(self, event: RowsRead, now: float) -> None:
+        if self._is_over:
+            return
+        outbox = self._outbox
+        dot = Dot(outbox.term, outbox.lsn)
+        outbox.take(row.at(dot) for row in event.rows)
+        after = event.after
+        if after is None:
+            outbox.expect_strays(has_strays=False)
+        outbox.then(Continue(lambda now: self._take_in_strays(after or b"")))
 
     def _load(self, after: bytes) -> None:
         if not self._is_over:

@@ -50,6 +50,7 @@ class Commit(Effect, frozen=True):
     purges: list[Purge] = []
     seen: list[Dot] = []  # of each term that has advanced, the greatest lsn; never lower than before
     last_purge: Dot | None = None  # where it changed
+    has_strays: bool | None = None  # where it changed: whether rows are held that `seen` does not cover
 
 
 class ReadUnfinished(Effect, frozen=True):

@@ -29,13 +29,15 @@ class Event(Struct, frozen=True):
 
 class Loaded(Event, frozen=True):
     """A scheduler's database was opened at start. `term`: the greatest seen. `seen`: how much of each term's commits it
-    holds, the greatest lsn of each. `purged`: its last commit that purged tasks. `is_empty`: it never held anything."""
+    holds, the greatest lsn of each. `purged`: its last commit that purged tasks. `is_empty`: it never held anything.
+    `has_strays`: it may hold rows that `seen` does not cover."""
 
     term: Term | None
     seen: list[Dot]
     nodes: list[NodeRow]
     purged: Dot | None = None
     is_empty: bool = False
+    has_strays: bool = False
 
 
 class RowsRead(Event, frozen=True):

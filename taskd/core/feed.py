@@ -105,7 +105,7 @@ class Feed:
         self._merger.forget(node_id)
         self._standbys[node_id] = _Standby(node, theirs, now)
         self._check_copies(now)
-        if self._outbox.seen.covers_all(theirs):
+        if self._outbox.seen.covers_all(theirs) and not message.has_strays:
             self._catch_up(node_id, now)
             return
         self._merger.expect(node_id, self._term, lambda now: self._gave(node_id, now))

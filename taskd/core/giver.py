@@ -1,7 +1,8 @@
 """Gives another scheduler the rows that it lacks, page by page: to a claimer, to a leader, to a standby.
 
-What the other lacks is what its `seen` does not cover. Where that is little, memory knows which tasks it is; otherwise
-the whole table is looked through. A page leaves when the one before is durable over there, so that nothing piles up.
+What the other lacks is what its `seen` does not cover, strays of ours included: nobody else may have them. Where this
+is little, memory knows which tasks; otherwise the whole table is looked through. A page leaves when the one before
+is durable over there, so that nothing piles up.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Giver:
         last_purge = self._outbox.last_purge
         must_sweep = last_purge is not None and not theirs.covers(last_purge)
         stream = _Stream(receiver, term, theirs, self._outbox.seen.copy(), must_sweep)
-        stream.ids = self._outbox.recent.beyond(theirs, stream.ours)
+        if not self._outbox.has_strays:
+            stream.ids = self._outbox.recent.beyond(theirs, stream.ours)
         self._streams[receiver] = stream
         self._go_on(stream)
 

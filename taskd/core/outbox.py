@@ -36,6 +36,8 @@ class Outbox:
         self.seen = Seen()
         self.recent = Recent(self.seen)
         self.last_purge: Dot | None = None
+        self.has_strays = False  # rows are held, or on their way to the disk, that `seen` does not cover
+        self._has_old_strays = False  # since before this process began: `recent` does not know them
         self.needs_copy = False  # a standby is in sync, or was a moment ago: effects wait for its word
         self.refuses_local = False  # what no standby has is not promised
         self._seq = 0
@@ -47,11 +49,12 @@ class Outbox:
 
     # -- Terms ---------------------------------------------------------------------------------------------------------
 
-    def load(self, seen: Iterable[Dot], last_purge: Dot | None) -> None:
+    def load(self, seen: Iterable[Dot], last_purge: Dot | None, *, has_strays: bool = False) -> None:
         """What the disk holds at start."""
         self.seen = Seen(seen)
         self.recent = Recent(self.seen)
         self.last_purge = last_purge
+        self.has_strays = self._has_old_strays = has_strays
 
     def begin(self, term: Term) -> None:
         """Write under a new term from now on, and make it durable with the next commit."""
@@ -74,9 +77,10 @@ class Outbox:
                 dropped += batch.effects
                 batch.effects = []
         self._waiting.clear()
-        greatest, nodes = self._open.greatest, self._open.nodes
-        self._open = _Batch()
-        self._open.greatest, self._open.nodes = greatest, nodes
+        before, self._open = self._open, _Batch()
+        self._open.greatest, self._open.nodes = before.greatest, before.nodes
+        if before.has_strays is not None:  # What was to make up for them is dropped.
+            self.has_strays = self._open.has_strays = True
         self.term, self.lsn, self.needs_copy = NO_TERM, 0, False
         return dropped
 
@@ -113,6 +117,12 @@ class Outbox:
         for dot in dots:
             if dot.lsn > max(self.seen.lsn_of(dot.term), seen.get(dot.term, 0)):
                 seen[dot.term] = dot.lsn
+
+    def expect_strays(self, *, has_strays: bool) -> None:
+        """From the next commit on we hold rows that `seen` does not cover, for some came and others did not; or, what
+        came being whole now, no more."""
+        if has_strays != self.has_strays:
+            self.has_strays = self._open.has_strays = has_strays
 
     def remember_purge(self, dot: Dot) -> None:
         """The last purge that was followed."""
@@ -237,6 +247,11 @@ class Outbox:
         else:
             assert not batch.inserted, "tasks are written by leaders alone"
             assert not batch.updated, "tasks are written by leaders alone"
+        # Pages may have been overtaken by the commits they were read before.
+        batch.seen = {term: lsn for term, lsn in batch.seen.items() if lsn > self.seen.lsn_of(term)}
+        if batch.has_strays is False and self._has_old_strays:
+            self._has_old_strays = False
+            self.recent.forget_before([*self.seen.dots(), *batch.dots()])
         for row in batch.taken:
             if not self.recent.is_outdated(row.id, row):
                 self.recent.note(row.dot, [row.id])
@@ -258,6 +273,7 @@ class Outbox:
             batch.purges,
             batch.dots(),
             batch.last_purge,
+            batch.has_strays,
         )
 
 
@@ -265,7 +281,8 @@ class _Batch:
     """What one commit holds, and what waits for it."""
 
     __slots__ = (
-        "effects", "greatest", "inserted", "last_purge", "lsn", "nodes", "purged", "purges", "seen", "taken", "updated",
+        "effects", "greatest", "has_strays", "inserted", "last_purge", "lsn", "nodes", "purged", "purges", "seen",
+        "taken", "updated",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -280,6 +297,7 @@ class _Batch:
         self.purges: list[Purge] = []
         self.seen: dict[Term, int] = {}
         self.last_purge: Dot | None = None
+        self.has_strays: bool | None = None
 
     def __contains__(self, task_id: bytes) -> bool:
         return task_id in self.inserted or task_id in self.updated
@@ -288,7 +306,7 @@ class _Batch:
     def has_rows(self) -> bool:
         return bool(
             self.inserted or self.updated or self.taken or self.nodes or self.purged or self.purges or self.seen
-            or self.greatest is not None
+            or self.greatest is not None or self.has_strays is not None
         )  # fmt: skip
 
     def dots(self) -> list[Dot]:

@@ -40,6 +40,11 @@ class Recent:
             self._floor.advance(dot)
         self._last.clear()
 
+    def forget_before(self, dots: Iterable[Dot]) -> None:
+        """Up to these commits there may be rows of which nothing is known here."""
+        for dot in dots:
+            self._floor.advance(dot)
+
     def is_outdated(self, task_id: bytes, row: TaskRow | None) -> bool:
         """Whether a task has changed since this row, or its absence, was read."""
         last = self._last.get(task_id)

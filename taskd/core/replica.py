@@ -3,7 +3,8 @@
     ATTACHING ──first page──▶ CATCHING_UP ──last page durable──▶ IN_SYNC
 
 Rows arrive in pages (what was missed) and as commits (what happens now), in any order: of two versions of a task the
-newer dot wins. Only after the last page does the standby's `seen` advance: until then it has holes.
+newer dot wins. Only after the last page does the standby's `seen` advance: until then it has holes, and rows that came
+all the same are strays, which the next leader asks for before anything else.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Replica:
         self._page_number = 1  # expected next
         self._streamed_lsn = 0  # of the leader's term: the last commit that came whole
         self._swept = False
+        self._is_in_parts = False  # the last commit came in part
         # While we catch up: what pages that were read before do not know of.
         self._seen_meanwhile: list[msg.Dot] = []
         self._purged_meanwhile: set[bytes] = set()
@@ -57,14 +59,14 @@ class Replica:
 
     def _attach(self) -> None:
         self.stage = Stage.ATTACHING
-        self._page_number, self._streamed_lsn, self._swept = 1, 0, False
+        self._page_number, self._streamed_lsn, self._swept, self._is_in_parts = 1, 0, False, False
         self._seen_meanwhile, self._purged_meanwhile = [], set()
         term = self.term
         assert term is not None
 
         def attach(now: float) -> None:
             if self.term == term and self.stage is Stage.ATTACHING:
-                self._say(Send(term.node_id, msg.Attach(term, self._outbox.seen.dots())))
+                self._say(Send(term.node_id, msg.Attach(term, self._outbox.seen.dots(), self._outbox.has_strays)))
 
         self._outbox.then(Continue(attach))
 
@@ -103,6 +105,8 @@ class Replica:
             outbox.follow_purge(Purge(page.after, page.until, page.present, page.seen))
             self._swept = True
         if not page.is_last:
+            if page.rows:
+                outbox.expect_strays(has_strays=True)
             self._answer(msg.PageTaken(page.term, page.number))
             return
         outbox.see(page.seen)
@@ -112,6 +116,7 @@ class Replica:
         self._seen_meanwhile, self._purged_meanwhile = [], set()
         if self._swept:
             outbox.remember_purge(msg.Dot(page.term, given_lsn))
+        outbox.expect_strays(has_strays=self._is_in_parts)
         self.stage = Stage.IN_SYNC
         self.has_caught_up = True
         self._answer(msg.Replicated(page.term, self._streamed_lsn))
@@ -139,11 +144,15 @@ class Replica:
             outbox.remember_purge(dot)
             if self.stage is not Stage.IN_SYNC:
                 self._purged_meanwhile.update(message.purged)
+        self._is_in_parts = not message.is_last
+        if self._is_in_parts or (message.rows and self.stage is not Stage.IN_SYNC):
+            outbox.expect_strays(has_strays=True)
         if not message.is_last:
             return
         self._streamed_lsn = message.lsn
         if self.stage is Stage.IN_SYNC:
             outbox.see([*message.seen, dot])
+            outbox.expect_strays(has_strays=False)
             self._answer(msg.Replicated(message.term, message.lsn))
         else:
             self._seen_meanwhile += message.seen

@@ -70,7 +70,7 @@ class Scheduler(Leadership):
     def on_loaded(self, event: ev.Loaded, now: float) -> None:
         """The database was opened."""
         self.election.greatest = event.term
-        self.outbox.load(event.seen, event.purged)
+        self.outbox.load(event.seen, event.purged, has_strays=event.has_strays)
         self.nodes.load(event.nodes)
         waits = event.is_empty and not self._is_founder
         self.election.join(now, max(JOIN_S, self.settings.empty_wait_s) if waits else JOIN_S)
@@ -186,6 +186,7 @@ class Scheduler(Leadership):
         """We stood still: others may have gone on without us. Look around before deciding anything."""
         self._log("warning", "this process stood still", seconds=round(event.duration_s, 1), leads=self.leads)
         if self.leader is None:
+            self._drop_claim()  # Who was asked may have gone and come again, and not remember.
             self.election.join(now)
         elif not self._pause and any(row.node_id != self.node.node_id for row in self.nodes.schedulers(self.utc(now))):
             self._pause.begin(Why.LOOKING_AROUND, now + JOIN_S)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 PROTOCOL_VERSION = 1
 
@@ -91,6 +91,11 @@ class TaskRow(Part, frozen=True):
     def dot(self) -> Dot:
         """The commit of its last change."""
         return Dot(Term(self.epoch, self.node_id, self.boot), self.lsn)
+
+    def at(self, dot: Dot) -> TaskRow:
+        """The same, as the change of another commit."""
+        term = dot.term
+        return structs.replace(self, epoch=term.epoch, node_id=term.node_id, boot=term.boot, lsn=dot.lsn)
 
 
 class NodeRow(Part, frozen=True):
@@ -283,11 +288,13 @@ class Denied(Message, frozen=True):
 
 
 class Attach(Message, frozen=True):
-    """A standby follows the leader of `term` from now on, and has `seen` so much. Answered by Wanted where the leader
-    lacks something of that; then by Pages; and with every commit by Replicate."""
+    """A standby follows the leader of `term` from now on, and has `seen` so much; `has_strays`: and rows beyond that,
+    of which the leader may know nothing. Answered by Wanted where the leader lacks something; then by Pages; and with
+    every commit by Replicate."""
 
     term: Term
     seen: tuple[Dot, ...]
+    has_strays: bool = False
 
 
 class Wanted(Message, frozen=True):

@@ -56,6 +56,8 @@ def apply(connection: apsw.Connection, write: wire.Write) -> None:
         execute_many(_SEEN, write.seen)
     if write.last_purge is not None:
         execute(_META, ("purged", write.last_purge))
+    if write.has_strays is not None:
+        execute(_META, ("strays", bytes([write.has_strays])))
 
 
 def _update(connection: apsw.Connection, updated: list[list[apsw.SQLiteValue]]) -> None:

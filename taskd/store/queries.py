@@ -72,7 +72,7 @@ _decode_labels = msgspec.msgpack.Decoder(_Labels).decode
 def load(connection: apsw.Connection) -> Loaded:
     """What a scheduler needs at start, tasks aside. Also raises msgspec.DecodeError where the database is damaged."""
     with connection:  # One snapshot.
-        meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('term', 'purged')"))
+        meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('term', 'purged', 'strays')"))
         seen = [
             Dot(Term(epoch, node_id, boot), lsn)
             for epoch, node_id, boot, lsn in connection.execute("SELECT epoch, node_id, boot, lsn FROM seen")
@@ -84,7 +84,8 @@ def load(connection: apsw.Connection) -> Loaded:
         ]
     term = _decode_term(meta["term"]) if "term" in meta else None
     purged = _decode_dot(meta["purged"]) if "purged" in meta else None
-    return Loaded(term, seen, nodes, purged, is_empty=not has_tasks and term is None and not seen)
+    is_empty = not has_tasks and term is None and not seen
+    return Loaded(term, seen, nodes, purged, is_empty, has_strays=meta.get("strays") == b"\x01")
 
 
 def get(connection: apsw.Connection, ids: list[bytes]) -> list[TaskRow]:

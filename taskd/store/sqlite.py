@@ -118,6 +118,7 @@ class SQLiteStore:
             commit.purges,
             [(dot.term.epoch, dot.term.node_id, dot.term.boot, dot.lsn) for dot in commit.seen],
             None if commit.last_purge is None else _encode_json(commit.last_purge),
+            commit.has_strays,
         )
         begun = time.perf_counter()
         await self._commits.ask(write)

@@ -35,6 +35,7 @@ class Write(_Value, frozen=True):
     purges: list[Purge] = []
     seen: list[tuple[int, int, int, int]] = []  # epoch, node_id, boot, lsn
     last_purge: bytes | None = None
+    has_strays: bool | None = None
 
 
 class Scan(_Value, frozen=True):

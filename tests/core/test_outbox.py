@@ -9,7 +9,7 @@ from taskd.core import effects as fx
 from taskd.core.outbox import Outbox
 from taskd.core.task import Attempt, Outcome, Record, Task, TaskSpec, TaskState
 from taskd.errors import Unavailable
-from taskd.protocol.messages import NodeRow, Term
+from taskd.protocol.messages import Dot, NodeRow, Term
 
 TERM = Term(4, 1, 9)
 
@@ -239,3 +239,24 @@ def test_who_resigns_answers_nobody_and_finishes_the_commit_in_flight() -> None:
     assert answers(outbox.committed(in_flight.seq)) == []
     assert outbox.is_idle
     assert outbox.seen.lsn_of(TERM) == 3
+
+
+def test_a_page_that_was_overtaken_does_not_take_back_what_was_seen() -> None:
+    outbox = Outbox()
+    other = Term(3, 7, 7)
+    outbox.see([Dot(other, 5)])
+    first = only_commit(outbox.release())
+    outbox.see([Dot(other, 4)])
+    outbox.note(other)
+    outbox.committed(first.seq)
+    assert only_commit(outbox.release()).seen == []
+
+
+def test_strays_stay_expected_where_what_was_to_make_up_for_them_is_dropped() -> None:
+    outbox = Outbox()
+    outbox.load([], None, has_strays=True)
+    outbox.begin(TERM)
+    outbox.expect_strays(has_strays=False)
+    outbox.resign()
+    assert outbox.has_strays
+    assert only_commit(outbox.release()).has_strays is True

@@ -212,6 +212,68 @@ def test_a_standby_that_was_empty_takes_over_as_soon_as_it_has_caught_up(world: 
     assert set(ids) <= set(world.hosts[2].rows)
 
 
+def leave_a_stray(world: World, node_id: int) -> bytes:
+    """Have a crashed scheduler's disk hold a task whose commit, the last of its leader's, it has not seen whole."""
+    host = world.hosts[node_id]
+    (task_id,) = submit(world, node_id, not_before_s=world.utc + 10_000)
+    world.run(0.1)
+    world.crash(node_id)
+    row = host.rows[task_id]
+    host.seen[row.dot.term] = row.lsn - 1
+    host.has_strays = True
+    return task_id
+
+
+def test_what_a_leader_has_beyond_what_it_has_seen_reaches_its_standbys(world: World) -> None:
+    cluster(world, schedulers=1)
+    task_id = leave_a_stray(world, 1)
+    world.restart(1)
+    world.is_founder = False
+    world.add(2, "scheduler")
+    world.run(20.0)
+    assert leaders(world) == [1]
+    assert task_id in world.hosts[2].rows
+    assert same_rows(world, 1, 2)
+    assert not world.hosts[1].has_strays
+
+
+def test_what_a_standby_has_beyond_what_it_has_seen_reaches_the_leader(world: World) -> None:
+    cluster(world, schedulers=2, workers=0)
+    world.cut(1, 2)
+    world.run(2.0)
+    assert leaders(world) == [1, 2]
+    task_id = leave_a_stray(world, 2)
+    world.restart(2)
+    world.connect(1, 2)
+    world.run(5.0)
+    assert leaders(world) == [1]
+    assert task_id in world.hosts[1].rows
+    assert same_rows(world, 1, 2)
+    assert not world.hosts[2].has_strays
+
+
+def test_a_standby_cut_off_while_it_catches_up_knows_that_it_has_holes(world: World) -> None:
+    cluster(world, schedulers=1)
+    ids = submit(world, 1, 1200)  # more than a page
+    world.is_founder = False
+    world.holds_commits = True
+    standby = world.add(2, "scheduler")
+    while not standby.has_strays:
+        world.run(0.1)
+        for node_id, host in world.hosts.items():
+            if host.held_commits and not standby.has_strays:
+                world.commit(node_id)
+    world.crash(1)
+    world.crash(2)
+    world.holds_commits = False
+    assert 0 < len(set(ids) & set(standby.rows)) < len(ids)
+    world.restart(2)
+    world.restart(1)
+    world.run(20.0)
+    assert set(ids) <= set(world.hosts[2].rows)
+    assert not world.hosts[2].has_strays
+
+
 def test_the_last_standby_gone_answers_wait_a_moment_and_then_say_local(world: World) -> None:
     cluster(world)
     world.crash(2)

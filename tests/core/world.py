@@ -45,6 +45,7 @@ class Host:
         self.held_commits: list[fx.Commit] = []
         self.seen: dict[msg.Term, int] = {}
         self.last_purge: msg.Dot | None = None
+        self.has_strays = False
 
     def write(self, commit: fx.Commit) -> None:
         """Put a commit on the disk."""
@@ -70,11 +71,20 @@ class Host:
         for dot in commit.seen:
             self.seen[dot.term] = max(dot.lsn, self.seen.get(dot.term, 0))
         self.last_purge = commit.last_purge or self.last_purge
+        if commit.has_strays is not None:
+            self.has_strays = commit.has_strays
         self.node_rows.update((row.node_id, row) for row in commit.nodes)
 
     def loaded(self) -> ev.Loaded:
         seen = [msg.Dot(term, lsn) for term, lsn in self.seen.items()]
-        return ev.Loaded(self.term, seen, list(self.node_rows.values()), self.last_purge, is_empty=not seen)
+        return ev.Loaded(
+            self.term,
+            seen,
+            list(self.node_rows.values()),
+            self.last_purge,
+            is_empty=not seen,
+            has_strays=self.has_strays,
+        )
 
     def read(self, effect: fx.Effect) -> ev.Event:
         """What the disk answers."""
@@ -218,7 +228,7 @@ class World:
         def make(fresh: Node) -> Host:
             host = Host(fresh)
             host.rows, host.node_rows, host.term, host.journal = old.rows, old.node_rows, old.term, old.journal
-            host.seen, host.last_purge = old.seen, old.last_purge
+            host.seen, host.last_purge, host.has_strays = old.seen, old.last_purge, old.has_strays
             return host
 
         return self._boot(node.info.node_id, node.info.roles, settings, offered, make, node.info.boot + 1)

@@ -85,6 +85,18 @@ async def test_a_start_is_told_how_far_each_term_has_come_and_of_the_last_purge(
     assert sorted(loaded.seen, key=Dot.rank) == sorted(seen, key=Dot.rank)
 
 
+async def test_whether_there_are_strays_is_remembered(open_store: OpenStore):
+    store = open_store()
+    assert not store.load().has_strays
+    await store.commit(commit(taken=[task_row(1)], has_strays=True))
+    assert store.load().has_strays
+    await store.commit(commit(taken=[task_row(2)]))
+    assert store.load().has_strays
+    await store.commit(commit(seen=[dot(1, 1, 1, 9)], has_strays=False))
+    store.close()
+    assert not open_store().load().has_strays
+
+
 @pytest.mark.parametrize(
     ("held", "is_empty"),
     [
