@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from taskd.cli import submission
 from tests.cli.conftest import Taskd
 from tests.client.fake_daemon import FakeDaemon
 
@@ -178,6 +179,31 @@ def test_a_submission_is_sent_again_with_the_same_id(taskd: Taskd, daemon: FakeD
     assert len({body["id"] for body in daemon.bodies}) == 1
 
 
+def test_that_no_standby_has_a_copy_is_said(
+    taskd: Taskd, daemon: FakeDaemon, stdin: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, standby = daemon.cluster["replicas"], {**daemon.cluster["replicas"][0], "replication": "away"}
+    assert taskd("submit", "--", "true").err == ""
+    assert daemon.requests == ["POST /v1/tasks"]
+    daemon.durability = ["local"]
+    assert taskd("submit", "--", "true").err == "", "there is no other scheduler"
+    daemon.cluster["replicas"] = [*alone, standby]
+    warning = "taskd: accepted on one disk alone, as no standby is in sync: see `taskd cluster status`\n"
+    for options in ((), ("--wait",)):
+        assert taskd("submit", *options, "--", "true").err == warning
+    for options in (("-q",), ("--json",), ("-q", "--wait")):
+        assert taskd("submit", *options, "--", "true").err == ""
+    daemon.refuse("/v1/cluster", 500, "internal")
+    assert taskd("submit", "--", "true")[::2] == (0, "")
+
+    monkeypatch.setattr(submission, "CHUNK_TASKS_MAX", 1)
+    daemon.durability = ["local", "replicated"]
+    stdin('[{"argv": ["true"]}, {"argv": ["true"]}]')
+    assert taskd("submit", "--from-json", "-").err == warning
+    stdin('[{"argv": ["true"]}, {"argv": ["true"]}]')
+    assert json.loads(taskd("submit", "--json", "--from-json", "-").out)["durability"] == "replicated"
+
+
 # -- Looking -----------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +256,29 @@ def test_show_has_everything_on_a_page(taskd: Taskd, daemon: FakeDaemon) -> None
     taskd("submit", "--type", "echo", "--params", '{"value": {"b": [1]}}')
     assert "result:\n  {" in taskd("show", "last").out
     assert json.loads(taskd("show", "last", "--json").out)["result"] == {"b": [1]}
+
+
+def test_show_of_what_leaders_of_a_divided_cluster_made_of_a_task(taskd: Taskd, daemon: FakeDaemon) -> None:
+    taskd("submit", "--", "true")
+    page = taskd("show", "last").out
+    for text in ("provisional", "history", "given out"):
+        assert text not in page
+    (task,) = daemon.tasks.values()
+    (attempt,) = json.loads(taskd("show", "last", "--json").out)["attempts"]
+    failed = {**attempt, "outcome": "exit_nonzero", "exit_code": 7, "reason": ""}
+    task["shown"] = {"provisional": True, "attempts": [failed, {**attempt, "number": 2, "fence": "5.1.1.1.2"}]}
+    page = taskd("show", "last").out
+    assert "provisional  it ended while a scheduler was away" in page
+    for text in ("history", "given out"):
+        assert text not in page, "one attempt after the other"
+    task["shown"] = {"attempts": [{**failed, "fence": "4.2.1.1.1"}, attempt]}
+    page = taskd("show", "last").out
+    for text in (
+        "history    it was given out by leaders that did not know of each other",
+        "attempt 1 on arm, given out by node 2 in term 4: exit nonzero",
+        "attempt 1 on arm, given out by node 1 in term 1: ok",
+    ):
+        assert text in page
 
 
 def test_show_of_a_task_that_waits(taskd: Taskd, daemon: FakeDaemon) -> None:

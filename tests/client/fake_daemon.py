@@ -47,6 +47,7 @@ class FakeDaemon:
         self.explanations: list[Json] = []
         self.event_lines: list[Json] = []
         self.events_end = True  # after those lines; else the stream stays open
+        self.durability = ["replicated"]  # of what is submitted: the last holds on
         self.is_busy = False  # new tasks wait until `begin`
         self._refusals: list[tuple[str, int, str, str]] = []
         self._break_after: list[int] = []
@@ -210,7 +211,8 @@ class FakeDaemon:
         for task_id in ids:
             if not self.tasks[task_id]["asked"].get("delay"):
                 await self._work(self.tasks[task_id])
-        accepted = {"ids": ids, "durability": "local", "existing": existing}
+        durability = self.durability.pop(0) if len(self.durability) > 1 else self.durability[0]
+        accepted = {"ids": ids, "durability": durability, "existing": existing}
         if request.query.get("stream"):
             return await self._stream(request, [accepted], self._ended(ids))
         if "wait" in request.query:
@@ -559,7 +561,7 @@ def detail(task: Json) -> Json:
         "constraints": [], "not_before": None, "deadline": None, "timeout": 0.0, "grace": 5.0, "retries": 0,
         "backoff": None, "on_lost": "retry", "retry_of": None, "due": None, "signal": task.get("signal"),
         "error": task.get("error"), "result": task.get("result"),
-        "attempts": [attempt] if view(task)["attempt"] else [],
+        "attempts": [attempt] if view(task)["attempt"] else [], "provisional": False, **task.get("shown", {}),
     }  # fmt: skip
 
 
