@@ -6,6 +6,8 @@ from random import Random
 
 from taskd.core.task import Backoff, Outcome, Record, TaskState
 
+UNSTARTED_PER_LOSS = 10
+
 _UNCOUNTED = frozenset({Outcome.LOST, Outcome.PREEMPTED, Outcome.OK})
 
 
@@ -15,8 +17,11 @@ def failures(record: Record) -> int:
 
 
 def losses(record: Record) -> int:
-    """Attempts that ran when their worker was lost: what only waited there has not taken it down."""
-    return sum(1 for attempt in record.attempts if attempt.outcome is Outcome.LOST and attempt.started_s)
+    """Attempts that ran when their worker was lost. What only waited there has hardly taken it down; yet one that does
+    so before anybody hears that it has begun looks the same, so ten of those count for one."""
+    lost = [attempt for attempt in record.attempts if attempt.outcome is Outcome.LOST]
+    begun = sum(1 for attempt in lost if attempt.started_s)
+    return begun + (len(lost) - begun) // UNSTARTED_PER_LOSS
 
 
 def delay_s(backoff: Backoff, failure_count: int, random: Random) -> float:

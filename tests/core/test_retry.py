@@ -71,6 +71,11 @@ def test_only_what_ran_is_held_to_have_taken_its_worker_down() -> None:
     assert retry.losses(record(Outcome.LOST, Outcome.LOST, started_s=0.0)) == 0
 
 
+def test_what_takes_workers_down_before_it_is_known_to_have_begun_does_not_do_so_for_ever() -> None:
+    assert retry.losses(record(*[Outcome.LOST] * 19, started_s=0.0)) == 1
+    assert retry.losses(record(*[Outcome.LOST] * 20, started_s=0.0)) == 2
+
+
 @pytest.mark.parametrize("outcome", Outcome)
 def test_what_the_last_attempt_makes_of_the_task(outcome: Outcome) -> None:
     state = {Outcome.OK: TaskState.SUCCEEDED, Outcome.TIMEOUT: TaskState.TIMED_OUT}.get(outcome, TaskState.FAILED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,9 +120,10 @@ def store_of(daemon: Daemon) -> Path:
 
 
 def wipe(daemon: Daemon) -> None:
-    """What a new disk is like. The daemon must have ended."""
+    """What a new disk is like. The daemon must have ended; its process that writes may just be about to."""
     assert daemon.process is None
-    shutil.rmtree(daemon.home / daemon.role)
+    old = daemon.home / daemon.role
+    old.rename(Path(tempfile.mkdtemp(prefix="old-", dir=daemon.home)) / daemon.role)
 
 
 def leader_at(node: Daemon) -> int | None:
