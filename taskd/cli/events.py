@@ -78,7 +78,7 @@ def _read(session: Session, call: Call, follow: bool) -> Generator[Json]:
         try:
             with session.transport.open(call) as stream:
                 if not is_first:
-                    warn("events go on here; some may be missing")
+                    warn(f"events go on here, some may be missing{_leader_text(session)}")
                     session.has_recovered()
                 while data := stream.read():
                     for line in lines.feed(data):
@@ -91,6 +91,15 @@ def _read(session: Session, call: Call, follow: bool) -> Generator[Json]:
             return
         is_first = False
         time.sleep(REOPEN_S)
+
+
+def _leader_text(session: Session) -> str:
+    """Who leads by now: that may be what was missed."""
+    try:
+        found = session.ask(calls.cluster())
+    except TaskdError:
+        return ""
+    return "" if found["leader"] is None else f"; {clean(found['leader_name'])} leads, term {found['term']}"
 
 
 class _Names:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
 from taskd.cli.output import (
     amounts_text,
+    clean,
     duration_text,
     instant_text,
     note,
@@ -57,6 +59,7 @@ def list_nodes(session: Session, as_json: bool) -> None:
     if as_json:
         print_lines(nodes)
         return
+    now_s = time.time()
     rows = [
         [
             str(node["node_id"]),
@@ -66,11 +69,17 @@ def list_nodes(session: Session, as_json: bool) -> None:
             f"{node['running']}/{node['slots']}" if node["slots"] else "-",
             amounts_text(node["capacity"]) or "-",
             _clock_text(node),
-            node["drain_reason"],
+            _note(node, now_s),
         ]
         for node in nodes
     ]
     print_table(["ID", "NAME", "ROLES", "STATE", "BUSY", "HAS", "CLOCK", "NOTE"], rows, flexible="NOTE")
+
+
+def _note(found: Json, now_s: float) -> str:
+    is_away = found["state"] == "lost" and found["seen"]
+    parts = [f"last seen {duration_text(now_s - found['seen'])} ago" if is_away else "", clean(found["drain_reason"])]
+    return ", ".join(part for part in parts if part)
 
 
 @node.command("show", epilog="\b\nExample:\n  taskd node show worker-7")

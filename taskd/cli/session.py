@@ -58,7 +58,8 @@ class Session:
             self._is_troubled = True
             patience_s = self.transport.patience_s
             how_long = "until it works" if patience_s == inf else f"for {patience_s:g} s"
-            warn(f"{error.message.rstrip('.')}; trying again {how_long}")
+            what = error.message.partition(";")[0].rstrip(".")  # Advice comes behind: we follow it ourselves.
+            warn(f"{what}; trying again {how_long}")
 
     def has_recovered(self) -> None:
         """The daemon answers again: the next trouble is told like the first."""

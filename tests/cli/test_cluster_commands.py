@@ -40,6 +40,11 @@ def test_nodes_are_listed_and_shown(taskd: Taskd, daemon: FakeDaemon) -> None:
     assert lines[0].split() == ["ID", "NAME", "ROLES", "STATE", "BUSY", "HAS", "CLOCK", "NOTE"]
     assert lines[1].split() == ["1", "head", "(leads)", "scheduler", "up", "-", "-", "ok"]
     assert lines[2].split() == ["2", "arm", "worker", "up", "1/4", "cpus", "4,", "memory", "8GiB", "-1m30s"]
+    daemon.nodes[1].update(state="lost", seen=time.time() - 61.5, clock_offset_s=None)
+    assert taskd("node", "list").out.splitlines()[2].endswith("-      last seen 1m2s ago")
+    daemon.nodes[1]["drain_reason"] = "kernel\x1b"
+    assert taskd("node", "list").out.splitlines()[2].endswith("last seen 1m2s ago, kernel\\x1b")
+    daemon.nodes[1].update(state="up", drain_reason="", clock_offset_s=-90.0)
     assert [json.loads(line)["name"] for line in taskd("node", "list", "--json").out.splitlines()] == ["head", "arm"]
     page = taskd("node", "show", "arm").out
     for text in ("arm  up", "cpus        1 of 4 used", "memory      0B of 8GiB used", "labels      os=debian"):

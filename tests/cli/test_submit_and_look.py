@@ -172,7 +172,7 @@ def test_submit_and_wait(taskd: Taskd, daemon: FakeDaemon, stdin: Callable[[str]
 
 
 def test_a_submission_is_sent_again_with_the_same_id(taskd: Taskd, daemon: FakeDaemon) -> None:
-    daemon.refuse("/v1/tasks", 503, "no_leader", "nobody leads just now.", times=2)
+    daemon.refuse("/v1/tasks", 503, "no_leader", "nobody leads just now; try again.", times=2)
     ran = taskd("submit", "--", "true")
     assert ran.code == 0
     assert ran.err == "taskd: nobody leads just now; trying again for 10 s\n"
@@ -372,7 +372,7 @@ def test_events_go_on_when_the_daemon_is_back(start: Start, daemon: FakeDaemon) 
     daemon.stop()
     assert process.stderr.readline().endswith(b"; trying again until it works\n")
     daemon.start()
-    assert process.stderr.readline() == b"taskd: events go on here; some may be missing\n"
+    assert process.stderr.readline() == b"taskd: events go on here, some may be missing; head leads, term 3\n"
     assert process.stdout.readline().endswith(b"arm (id 2)\n")
     assert process.wait(20) == 0
 
