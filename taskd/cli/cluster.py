@@ -41,8 +41,7 @@ def status(session: Session, as_json: bool) -> int:
 
 
 def _print_status(found: Json) -> None:
-    why = f": {clean(found['why'])}" if found["why"] else ""
-    click.echo(f"cluster {click.style(clean(found['cluster']), bold=True)} is {state_text(found['health'])}{why}")
+    click.echo(f"cluster {click.style(clean(found['cluster']), bold=True)} is {state_text(found['health'])}")
     leader = "nobody" if found["leader"] is None else f"{clean(found['leader_name'])} (id {found['leader']})"
     tasks = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in found["tasks"].items())
     nodes = [plural(found["schedulers"], "scheduler")]
@@ -51,6 +50,7 @@ def _print_status(found: Json) -> None:
         nodes.append(plural(found["workers"], "worker"))
     alone = "" if is_told else ", which knows no more without a leader"
     print_fields([
+        ("why", clean(found["why"]).replace("; ", "\n")),
         ("leader", leader + (f", term {found['term']}" if found["term"] is not None else "")),
         ("nodes", ", ".join(nodes)),
         ("slots", f"{found['slots']:,}, {found['running']:,} busy" if is_told else ""),
@@ -79,6 +79,8 @@ def _durability_text(found: Json) -> str:
     state = state_text(found["durability"])
     if found["durability"] == "replicated":
         return f"{state}: what is accepted is on the disks of two schedulers or more"
+    if found["refuses"]:
+        return f"{state}: no standby is in sync"
     if len(found["replicas"]) > 1:
         return f"{state}: what is accepted is on one disk, until a standby is in sync"
     return f"{state}: what is accepted is on one disk; another scheduler would keep a copy"

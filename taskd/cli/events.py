@@ -154,9 +154,9 @@ def _text(event: Json, names: _Names) -> str:
         case "standby.gone":
             return f"{node} keeps no copy any more"
         case "durability.replicated":
-            return "what is accepted from now on is on the disks of two schedulers or more"
+            return "a standby keeps a copy of everything from now on"
         case "durability.local":
-            return "what is accepted from now on is on one disk: no standby is in sync"
+            return "no standby is in sync any more: there is one copy of what comes now"
         case "node.up":
             return node
     about = short(event["id"]) if event.get("id") else ""

@@ -19,6 +19,7 @@ from taskd.version import VERSION
 CLOCK_OFFSET_S_MAX = 1.0  # From here on times of different nodes cannot be compared, and people wonder.
 NO_SCHEDULER = "no scheduler is connected: none runs, or none can be reached from here"
 NO_STANDBY = "new tasks are refused: no standby keeps a copy, and min_replicas asks for one"
+ONE_DISK = "no standby is in sync, so that what is accepted is on one disk alone"
 DISK_FULL = "new tasks are refused: the scheduler's disk is nearly full"
 
 
@@ -231,12 +232,14 @@ class Views:
             return "down", self._why_nobody_leads(scheduler)
         wrong: list[str] = []
         if self._leads and scheduler is not None:
-            others = [view for view in replicas if view.replication != "leading"]
-            if others and scheduler.durability == "local":
-                text = ", ".join(f"{view.name} is {_stage_words(view)}" for view in others)
-                wrong.append(f"no standby is in sync, so that what is accepted is on one disk alone ({text})")
             if refused := self._why_refused(scheduler):
                 wrong.append(refused)
+            others = [view for view in replicas if view.replication != "leading"]
+            if others and scheduler.durability == "local":
+                stages = ", ".join(f"{view.name} is {_stage_words(view)}" for view in others)
+                # What is refused is on no disk.
+                what = "no standby is in sync" if refused else ONE_DISK
+                wrong.append(f"{what} ({stages})")
             if not workers:
                 wrong.append("no worker is connected")
         for peer in self._peers():

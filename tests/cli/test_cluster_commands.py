@@ -88,7 +88,7 @@ def test_the_cluster_in_one_look(taskd: Taskd, daemon: FakeDaemon) -> None:
 
 def test_how_far_each_scheduler_is(taskd: Taskd, daemon: FakeDaemon) -> None:
     daemon.cluster.update(
-        leader=3, leader_name="c", health="degraded", why="so",
+        leader=3, leader_name="c", health="degraded", why="this; and that",
         replicas=[
             replica(3, "c", "leading", lag_commits=0, lag_s=0.0),
             replica(1, "a", "in_sync", lag_commits=0, lag_s=0.0),
@@ -104,7 +104,7 @@ def test_how_far_each_scheduler_is(taskd: Taskd, daemon: FakeDaemon) -> None:
     ran = taskd("cluster", "status")
     assert ran.code == 0
     lines = ran.out.splitlines()
-    assert lines[0] == "cluster default is degraded: so"
+    assert lines[:3] == ["cluster default is degraded", "why         this", "            and that"]
     assert "durability  local: what is accepted is on one disk, until a standby is in sync" in lines
     assert lines[lines.index("") + 1 :] == [
         "ID  SCHEDULER  STATE                 BEHIND               NOTE",
@@ -118,6 +118,8 @@ def test_how_far_each_scheduler_is(taskd: Taskd, daemon: FakeDaemon) -> None:
         "8   h          away                  -",
         "9   i          up                    -",
     ]
+    daemon.cluster.update(refuses="min_replicas asks for a copy")
+    assert "durability  local: no standby is in sync" in taskd("cluster", "status").out.splitlines()
     daemon.cluster.update(durability="replicated")
     assert "replicated: what is accepted is on the disks of two schedulers or more" in taskd("cluster", "status").out
 
@@ -130,7 +132,8 @@ def test_a_cluster_that_nobody_leads(taskd: Taskd, daemon: FakeDaemon) -> None:
     ran = taskd("cluster", "status")
     assert ran.code == 1
     assert ran.out.splitlines() == [
-        "cluster default is down: none is connected",
+        "cluster default is down",
+        "why      none is connected",
         "leader   nobody",
         "nodes    0 schedulers",
         "asked    arm (id 2, worker), which knows no more without a leader",

@@ -270,7 +270,9 @@ async def test_readiness_tells_the_truth(stage: Stage) -> None:
     assert stage.service.ready().ready
     stage.scheduler.settings.min_replicas = 1
     assert stage.service.cluster().refuses == views_module.NO_STANDBY
-    assert views_module.NO_STANDBY in stage.service.cluster().why
+    stage.hire()
+    stage.remember(OTHER)
+    assert stage.service.cluster().why == f"{views_module.NO_STANDBY}; no standby is in sync (node-1 is away)"
     stage.scheduler.feed.is_promising = True
     assert stage.service.cluster().refuses == ""
     stage.shell.is_stopping = True
