@@ -159,14 +159,14 @@ def _daemon(session: Session) -> Iterator[Finding]:
     if found["version"] != VERSION:
         advice = "restart the daemon after an upgrade"
         yield Finding(WARN, "version", f"the daemon has {found['version']}, this command {VERSION}", advice)
-    if found["leader"] is None:
+    if found["health"] == "down":
         yield Finding(FAIL, "leader", found["why"] or "nobody leads", "start a scheduler, or see its log")
         return
     text = f"{found['leader_name']} leads cluster {found['cluster']}"
     if found["health"] == OK:
         yield Finding(OK, "leader", text)
     else:
-        yield Finding(WARN, "leader", f"{text}; {found['health']}: {found['why']}")
+        yield Finding(WARN, "leader", f"{text}; {found['health']}: {found['why']}", "see: taskd cluster status")
     try:
         nodes = session.ask(calls.nodes())["nodes"]
     except ApiError as error:

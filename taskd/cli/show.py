@@ -34,7 +34,9 @@ TAIL_LINES = 10
 TAB = "\t"
 VALUE_CHARS_MAX = 2000  # Of params and results; --json has all.
 PROVISIONAL = "it ended while a scheduler was away, which still is and may bring another end"
-DIVIDED = "it was given out by leaders that did not know of each other; the last attempt here is the one that counts"
+DIVIDED = "it was given out by leaders that did not know of each other"
+TOO_OFTEN = "it ran more often than its retries allow: a worker or a scheduler that ran it too was out of reach"
+UNCOUNTED = (None, "lost", "preempted")  # Outcomes of attempts that use up no retry.
 
 Json = dict[str, Any]
 
@@ -53,7 +55,7 @@ def show(session: Session, task_id: str, as_json: bool) -> None:
     click.echo(f"{click.style(task['id'], bold=True)}  {state_text(task['state'])}")
     print_fields((name, clean(value, "\n\t")) for name, value in (*_what(task), *_when(task, now_s)))
     for attempt in task["attempts"]:
-        _show_attempt(attempt, now_s, with_leader=_is_divided(task))
+        _show_attempt(attempt, now_s, with_leader=bool(_history(task)))
     if task["result"] is not None:
         _show_block("result", _cut(json.dumps(task["result"], indent=2, ensure_ascii=False)))
     if task["attempts"]:
@@ -97,14 +99,18 @@ def _when(task: Json, now_s: float) -> list[tuple[str, str]]:
         ("when lost", "fails" if task["on_lost"] == "fail" else ""),
         ("reason", task["reason"]),
         ("provisional", PROVISIONAL if task.get("provisional") else ""),
-        ("history", DIVIDED if _is_divided(task) else ""),
+        ("history", _history(task)),
     ]
 
 
-def _is_divided(task: Json) -> bool:
-    """Whether leaders that did not know of each other gave it out: each counts its attempts on from what it knew."""
-    numbers = [attempt["number"] for attempt in task["attempts"]]
-    return any(later <= earlier for earlier, later in pairwise(numbers))
+def _history(task: Json) -> str:
+    """What is unusual about the attempts of a task; the last one of them is the one that counts."""
+    attempts = task["attempts"]
+    if any(later["number"] <= earlier["number"] for earlier, later in pairwise(attempts)):
+        return f"{DIVIDED}; the last attempt counts"  # Each counts on from what it knew.
+    if sum(attempt["outcome"] not in UNCOUNTED for attempt in attempts) > task["retries"] + 1:
+        return f"{TOO_OFTEN}; the last attempt counts"
+    return ""
 
 
 def _show_attempt(attempt: Json, now_s: float, *, with_leader: bool) -> None:

@@ -268,8 +268,8 @@ def test_the_doctor_finds_what_is_wrong(
     assert found["workers"] == ("fail", "arm is lost")
     assert found["leader"][0] == "warn"
     assert found["version"][0] == "warn"
-    daemon.cluster.update(leader=None)
-    assert findings(taskd)[1]["leader"][0] == "fail"
+    daemon.cluster.update(health="down", why="the leader, head, does not answer")
+    assert findings(taskd)[1]["leader"] == ("fail", "the leader, head, does not answer")
     daemon.stop()
     code, found = findings(taskd)
     assert (code, found["daemon"][0]) == (1, "fail")

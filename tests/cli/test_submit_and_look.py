@@ -266,11 +266,22 @@ def test_show_of_what_leaders_of_a_divided_cluster_made_of_a_task(taskd: Taskd, 
     (task,) = daemon.tasks.values()
     (attempt,) = json.loads(taskd("show", "last", "--json").out)["attempts"]
     failed = {**attempt, "outcome": "exit_nonzero", "exit_code": 7, "reason": ""}
-    task["shown"] = {"provisional": True, "attempts": [failed, {**attempt, "number": 2, "fence": "5.1.1.1.2"}]}
+    second = {**attempt, "number": 2, "fence": "5.1.1.1.2"}
+    task["shown"] = {"provisional": True, "retries": 1, "attempts": [failed, second]}
     page = taskd("show", "last").out
     assert "provisional  it ended while a scheduler was away" in page
     for text in ("history", "given out"):
         assert text not in page, "one attempt after the other"
+    task["shown"] = {"attempts": [{**failed, "outcome": "lost"}, second]}
+    assert "history" not in taskd("show", "last").out, "its worker was lost"
+    task["shown"] = {"attempts": [failed, second]}
+    page = taskd("show", "last").out
+    for text in (
+        "history    it ran more often than its retries allow",
+        "attempt 1 on arm, given out by node 1 in term 1: exit nonzero",
+        "attempt 2 on arm, given out by node 1 in term 5: ok",
+    ):
+        assert text in page
     task["shown"] = {"attempts": [{**failed, "fence": "4.2.1.1.1"}, attempt]}
     page = taskd("show", "last").out
     for text in (
