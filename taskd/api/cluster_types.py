@@ -47,7 +47,8 @@ class Nodes(Wire, frozen=True, omit_defaults=False):
 
 class SchedulerView(Wire, frozen=True, omit_defaults=False):
     """One scheduler, and how far its copy of the tasks is behind the leader's: in commits, and for how many seconds.
-    Null where the node that answers cannot tell. `seen` says of one that is away when it was last known to be here."""
+    Null where the node that answers cannot tell. `seen` says of one that is away when it was last known to be here, and
+    `copied` of one that catches up how many tasks it was sent so far."""
 
     node_id: int
     name: str
@@ -56,6 +57,7 @@ class SchedulerView(Wire, frozen=True, omit_defaults=False):
     lag_s: float | None
     may_lead: bool  # would lead, were it the one with the lowest id
     seen: float | None = None
+    copied: int | None = None
 
 
 class ClusterView(Wire, frozen=True, omit_defaults=False):
@@ -107,7 +109,7 @@ class EventView(Wire, frozen=True, omit_defaults=False):
     """One line of the event stream: a task, a node, or who leads has changed."""
 
     # task.queued, task.running, task.succeeded, …, task.superseded, node.up, node.lost, node.drained, node.resumed,
-    # standby.in_sync, durability.replicated, durability.local, leader.changed
+    # standby.in_sync, standby.gone, standby.behind, durability.replicated, durability.local, leader.changed
     kind: str
     at: float
     id: str = ""

@@ -106,6 +106,8 @@ def _note(replica: Json, found: Json, now_s: float) -> str:
     stage = replica["replication"]
     if stage == "away":
         return f"last seen {duration_text(now_s - replica['seen'])} ago" if replica["seen"] is not None else ""
+    if replica["copied"] is not None:
+        return f"{plural(replica['copied'], 'task')} copied so far"
     is_next = stage == "in_sync" and replica["may_lead"] and found["leader"] is not None
     if is_next and replica["node_id"] < found["leader"]:
         return "is to lead soon, by its lower id"

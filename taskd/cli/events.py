@@ -112,7 +112,7 @@ class _Names:
 
     def learn(self, event: Json) -> None:
         """An event may bring a name, or somebody who knows more of them."""
-        if event["kind"] in ("node.up", "standby.in_sync") and event.get("detail"):
+        if event["kind"] in ("node.up", "standby.in_sync", "standby.behind", "standby.gone") and event.get("detail"):
             self._names[event["node_id"]] = event["detail"]
         elif event["kind"] == "leader.changed":
             self._is_asked = False
@@ -151,8 +151,12 @@ def _text(event: Json, names: _Names) -> str:
             return f"{node} leads from now on" + (f", {detail.replace('epoch', 'term')}" if detail else "")
         case "standby.in_sync":
             return f"{node} has a copy of everything"
+        case "standby.behind":
+            return f"{node} does not keep up: its copy does not count for now"
         case "standby.gone":
             return f"{node} keeps no copy any more"
+        case "standby.behind":
+            return f"{node} does not keep up: its copy does not count until it has caught up"
         case "durability.replicated":
             return "a standby keeps a copy of everything from now on"
         case "durability.local":

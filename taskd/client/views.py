@@ -205,7 +205,7 @@ class Node(View, frozen=True):
 
 class Scheduler(View, frozen=True):
     """One scheduler, and how far its copy of the tasks is behind the leader's; None where that cannot be told. `seen`:
-    when one that is away was last known to be here."""
+    when one that is away was last known to be here; `copied`: how many tasks one that catches up was sent so far."""
 
     node_id: int
     name: str = ""
@@ -214,6 +214,7 @@ class Scheduler(View, frozen=True):
     lag_s: float | None = None
     may_lead: bool = False
     seen: float | None = None
+    copied: int | None = None
 
 
 class Cluster(View, frozen=True):

@@ -65,7 +65,7 @@ def test_a_node_is_drained_and_resumed(taskd: Taskd, daemon: FakeDaemon) -> None
 
 def replica(node_id: int, name: str, stage: str | None, **more: Any) -> dict[str, Any]:
     view = {"node_id": node_id, "name": name, "replication": stage, "lag_commits": None, "lag_s": None}
-    return {**view, "may_lead": True, "seen": None, **more}
+    return {**view, "may_lead": True, "seen": None, "copied": None, **more}
 
 
 def test_the_cluster_in_one_look(taskd: Taskd, daemon: FakeDaemon) -> None:
@@ -94,7 +94,7 @@ def test_how_far_each_scheduler_is(taskd: Taskd, daemon: FakeDaemon) -> None:
             replica(1, "a", "in_sync", lag_commits=0, lag_s=0.0),
             replica(2, "b", "in_sync", lag_commits=0, lag_s=0.0, may_lead=False),
             replica(4, "d", "in_sync", lag_commits=2, lag_s=1.5),
-            replica(5, "e", "catching_up"),
+            replica(5, "e", "catching_up", copied=12_500),
             replica(6, "f", "catching_up", lag_commits=1, lag_s=3.0),
             replica(7, "g", "away", seen=time.time() - 190.2),
             replica(8, "h", "away"),
@@ -112,7 +112,7 @@ def test_how_far_each_scheduler_is(taskd: Taskd, daemon: FakeDaemon) -> None:
         "1   a          standby, in sync      nothing              is to lead soon, by its lower id",
         "2   b          standby, in sync      nothing",
         "4   d          standby, in sync      2 commits, for 1.5s",
-        "5   e          standby, catching up  -",
+        "5   e          standby, catching up  -                    12,500 tasks copied so far",
         "6   f          standby, catching up  1 commit, for 3s",
         "7   g          away                  -                    last seen 3m10s ago",
         "8   h          away                  -",

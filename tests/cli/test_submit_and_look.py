@@ -341,7 +341,8 @@ def test_events_are_lines(taskd: Taskd, daemon: FakeDaemon) -> None:
         for kind, task_id, node_id, detail in (
             ("task.failed", task, 2, "x\x1b[2J"), ("leader.changed", "", 1, "epoch 5"), ("leader.changed", "", 1, ""),
             ("durability.local", "", 1, "…"), ("durability.replicated", "", 1, "…"),
-            ("standby.in_sync", "", 7, "spare"), ("standby.gone", "", 7, ""), ("node.up", "", 9, "new"),
+            ("standby.in_sync", "", 7, "spare"), ("standby.gone", "", 7, "spare"),
+            ("standby.behind", "", 8, "slow"), ("node.up", "", 9, "new"),
             ("node.lost", "", 9, "closed"), ("task.queued", task, None, ""), ("task.superseded", task, None, "so"),
         )
     ]  # fmt: skip
@@ -354,6 +355,7 @@ def test_events_are_lines(taskd: Taskd, daemon: FakeDaemon) -> None:
         "durability  replicated  a standby keeps a copy of everything from now on",
         "standby     in sync     spare (id 7) has a copy of everything",
         "standby     gone        spare (id 7) keeps no copy any more",
+        "standby     behind      slow (id 8) does not keep up: its copy does not count for now",
         "node        up          new (id 9)",
         "node        lost        new (id 9)  closed",
         "task        queued      faf5b087",

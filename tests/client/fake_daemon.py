@@ -585,7 +585,7 @@ CLUSTER: Json = {
     "replicas": [
         {
             "node_id": 1, "name": "head", "replication": "leading", "lag_commits": 0, "lag_s": 0.0, "may_lead": True,
-            "seen": None,
+            "seen": None, "copied": None,
         },
     ],
     "by_leader": True, "refuses": "",
