@@ -144,7 +144,7 @@ class SchedulerSettings(Struct, frozen=True):
     ] = 0
     standby_grace_s: Annotated[
         float,
-        Number(0, 60, "seconds"),
+        Number(0.1, 60, "seconds"),
         "When the last standby is gone, answers wait so long for it; from then on they say that there is no copy.",
     ] = 2.5
     hand_over_after_s: Annotated[

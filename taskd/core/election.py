@@ -14,6 +14,7 @@ JOIN_S = 0.6  # Long enough to hear of a scheduler on the LAN: discovery takes a
 # After the connection to a leader broke: a redial takes 0.05 s and more. If it comes through, the leader is not dead.
 LOST_WAIT_S = 0.15
 DENIED_WAIT_S = 0.2
+EPOCH_MAX = 1 << 62
 EPOCH_JUMP_MAX = 1 << 20  # A greater jump is damage or malice: following it would use up the numbers.
 
 
@@ -99,7 +100,7 @@ class Election:
             return
         term = message.term
         if term is not None:
-            self.learn(term)
+            self.learn(term, is_scheduler=peer.is_scheduler)
         peer.has_spoken, peer.says, peer.may_lead = True, term, message.may_lead
         if not peer.is_scheduler:
             return
@@ -108,10 +109,12 @@ class Election:
         elif self.greatest is not None and term.rank() >= self.greatest.rank():
             self.followed, self.granted = term, None
 
-    def learn(self, term: Term) -> None:
-        """A term is in use somewhere. Raises ValueError for one that cannot be."""
+    def learn(self, term: Term, *, is_scheduler: bool) -> None:
+        """A term is in use somewhere, as a scheduler or a worker says. Raises ValueError for one that cannot be. Who has
+        never heard of any believes a scheduler, however long the others have been at it."""
         epoch = self.greatest.epoch if self.greatest is not None else 0
-        if term.epoch > epoch + EPOCH_JUMP_MAX:
+        is_new_here = self.greatest is None and is_scheduler
+        if term.epoch > (EPOCH_MAX if is_new_here else epoch + EPOCH_JUMP_MAX):
             raise ValueError(f"epoch {term.epoch} is too far above {epoch}")
         if self.greatest is None or term.rank() > self.greatest.rank():
             self.greatest = term

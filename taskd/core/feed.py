@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from taskd.core.deadlines import Deadlines
 from taskd.core.effects import AnnounceNode, Commit, Effect, Log, Send
+from taskd.core.flaps import Flaps
 from taskd.core.giver import PAGE_BYTES, Giver
 from taskd.core.merger import Merger
 from taskd.core.outbox import Outbox
@@ -22,8 +23,7 @@ from taskd.core.seen import Seen
 from taskd.core.settings import SchedulerSettings
 from taskd.protocol import messages as msg
 
-FLAP_KEPT_S = 3600.0
-HAND_OVER_WAIT_MAX_S = 600.0
+PUT_OFF_S = 10.0
 PART_ROWS = 2000
 
 
@@ -44,12 +44,13 @@ class StandbyView(Struct, frozen=True):
     acknowledged_lsn: int
     lag_commits: int
     lag_s: float
+    given: int = 0  # tasks, to one that catches up
 
 
 class _Standby:
     """One attached standby."""
 
-    __slots__ = ("acknowledged", "behind_since", "info", "seen", "since", "stage")
+    __slots__ = ("acknowledged", "behind_since", "info", "may_lead_at", "seen", "since", "stage")
 
     def __init__(self, info: msg.NodeInfo, seen: Seen, now: float) -> None:
         self.info = info
@@ -58,6 +59,7 @@ class _Standby:
         self.acknowledged = 0
         self.since = now  # it has been in this stage
         self.behind_since: float | None = None
+        self.may_lead_at = 0.0  # not before, though it has been well for long enough
 
 
 class Feed:
@@ -72,6 +74,7 @@ class Feed:
         merger: Merger,
         say: Callable[[Effect], None],
         merged: Callable[[float], None],
+        flaps: Flaps,
     ) -> None:
         self.settings = settings
         self._term = term
@@ -80,13 +83,13 @@ class Feed:
         self._merger = merger
         self._say = say
         self._merged = merged
+        self._flaps = flaps
         self._standbys: dict[int, _Standby] = {}
         self._parts_in_flight: list[msg.Replicate] = []
         self.last_lsn = 0  # streamed
         self._progress_at = 0.0  # when a standby last brought us on, or had nothing to do
         self._timers: Deadlines[str] = Deadlines()
         self._is_told = False  # that there are copies
-        self._went: dict[int, list[float]] = {}  # when standbys went away, by node id
 
     def expect(self, now: float) -> None:
         """Others are connected that are about to follow us: what is promised waits a moment for them, so that a change
@@ -131,14 +134,21 @@ class Feed:
             return
         self._giver.stop(node_id)
         self._merger.forget(node_id)
-        if not is_orderly:
-            self._went.setdefault(node_id, []).append(now)
+        if standby.stage in (Stage.IN_SYNC, Stage.STALLED):
+            self._say(AnnounceNode("standby.gone", node_id, standby.info.name))
         self._check_copies(now, may_wait=not is_orderly)
 
     @property
     def is_promising(self) -> bool:
         """Whether what is accepted now will have a copy: one is in sync, or about to be at the begin of our reign."""
         return bool(self.in_sync) or (self._outbox.needs_copy and not self._is_told)
+
+    def held_until(self, node_id: int, now: float) -> float | None:
+        """Up to when a standby in sync is known to hold everything, monotonic; None: it is not in sync."""
+        standby = self._standbys.get(node_id)
+        if standby is None or standby.stage not in (Stage.IN_SYNC, Stage.STALLED):
+            return None
+        return now if standby.behind_since is None else standby.behind_since
 
     @property
     def in_sync(self) -> list[int]:
@@ -159,6 +169,7 @@ class Feed:
                 standby.acknowledged,
                 max(0, self.last_lsn - standby.acknowledged) if standby.stage is not Stage.CATCHING_UP else 0,
                 now - standby.behind_since if standby.behind_since is not None else 0.0,
+                self._giver.given(node_id),
             )
             for node_id, standby in sorted(self._standbys.items())
         ]
@@ -245,6 +256,7 @@ class Feed:
             if now - since >= stall_s - 1e-6:
                 standby.stage, standby.since = Stage.STALLED, now
                 self._log("warning", "standby does not keep up", node=standby.info.name)
+                self._say(AnnounceNode("standby.behind", standby.info.node_id, standby.info.name))
         self._check_copies(now)
         self._watch_for_stalls()
 
@@ -277,13 +289,16 @@ class Feed:
         return None
 
     def _well_at(self, node_id: int) -> float:
-        """When a standby may lead: each time that it went away lately doubles the wait."""
         standby = self._standbys[node_id]
         if standby.stage is not Stage.IN_SYNC:
             return float("inf")
-        times = [time for time in self._went.get(node_id, ()) if time > standby.since - FLAP_KEPT_S]
-        wait_s = self.settings.hand_over_after_s
-        return standby.since + min(wait_s * 2.0 ** min(len(times), 30), max(HAND_OVER_WAIT_MAX_S, wait_s))
+        wait_s = self._flaps.wait_s(node_id, standby.since, self.settings.hand_over_after_s)
+        return max(standby.since + wait_s, standby.may_lead_at)
+
+    def put_off(self, node_id: int, now: float) -> None:
+        """A hand-over has failed: do not stop for this standby again at once."""
+        if node_id in self._standbys:
+            self._standbys[node_id].may_lead_at = now + PUT_OFF_S
 
     def _tell(self, kind: str, detail: str) -> None:
         self._say(AnnounceNode(kind, self._term.node_id, detail))

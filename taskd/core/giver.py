@@ -54,6 +54,11 @@ class Giver:
         if stream is not None and stream.term == message.term and stream.number == message.number:
             self._go_on(stream)
 
+    def given(self, receiver: int) -> int:
+        """How many tasks it was given so far; 0 where nothing is on its way to it."""
+        stream = self._streams.get(receiver)
+        return stream.given if stream is not None else 0
+
     # -- One stream ----------------------------------------------------------------------------------------------------
 
     def _go_on(self, stream: _Stream) -> None:
@@ -104,6 +109,7 @@ class Giver:
         until: bytes = b"",
     ) -> None:
         stream.number += 1
+        stream.given += len(rows)
         nodes = tuple(self._nodes()) if is_last else ()
         seen: tuple[Dot, ...] = stream.ours_dots
         page = Page(stream.term, stream.number, rows, nodes, seen, is_last, present, after, until)
@@ -115,6 +121,7 @@ class _Stream:
 
     __slots__ = (
         "after",
+        "given",
         "ids",
         "must_sweep",
         "number",
@@ -135,6 +142,7 @@ class _Stream:
         self.ours_dots = ours.dots()
         self.must_sweep = must_sweep
         self.number = 0
+        self.given = 0  # tasks
         self.rows: list[TaskRow] = []  # read, not sent yet
         self.ids: list[bytes] | None = None  # to be read; None: look through the table
         self.after: bytes | None = b""  # where to go on looking; None: at the end

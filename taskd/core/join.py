@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from taskd.core.task import Attempt, Outcome, Record, TaskState, decode_record
+from taskd.core.task import RAN_TWICE, Attempt, Outcome, Record, TaskState, decode_record
 from taskd.protocol.messages import Dot, TaskRow, Term
-
-RAN_TWICE = "it was handed out twice while the cluster was divided"
 
 _RANK = {
     TaskState.EXPIRED: 1, TaskState.CANCELLED: 2, TaskState.FAILED: 3, TaskState.TIMED_OUT: 3, TaskState.SUCCEEDED: 4,

@@ -14,6 +14,7 @@ from taskd.core.claim import Claim
 from taskd.core.effects import AnnounceNode, Effect, Log, Reply, Send
 from taskd.core.election import Election
 from taskd.core.feed import Feed
+from taskd.core.flaps import Flaps
 from taskd.core.giver import Giver
 from taskd.core.leader import Leader
 from taskd.core.ledger import Ledger
@@ -28,6 +29,8 @@ from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
 from taskd.errors import NoLeader
 from taskd.protocol import messages as msg
+
+REMEMBER_S = 3600.0
 
 
 class Leadership:
@@ -57,6 +60,8 @@ class Leadership:
         self._connected: dict[int, msg.NodeInfo] = {}
         self._owed: tuple[int, msg.Claim] | None = None  # a claim that we answer once everything of ours is durable
         self._pause = Pause()
+        self._flaps = Flaps()
+        self._remembering_at: float | None = None  # when the known schedulers are written down again
         self._told: tuple[msg.Term | None, bool] = (None, False)
         self._no_ledger = Ledger(self.outbox, self.stats, random, settings.crash_limit)
         self._no_roster = Roster()
@@ -175,17 +180,29 @@ class Leadership:
         self._merger = merger
         leader.is_merging = lambda: merger.is_busy
         leader.is_complete = lambda now: not merger.is_busy and not self.away(now)
-        self.feed = Feed(leader.term, self.settings, self.outbox, self._giver, merger, self._say, leader.merged)
+        self.feed = Feed(
+            leader.term, self.settings, self.outbox, self._giver, merger, self._say, leader.merged, self._flaps
+        )
         self.stats.leader_changes += 1
         self._log("info", "leading", epoch=leader.term.epoch, tasks=len(leader.ledger.tasks))
         self._say(AnnounceNode("leader.changed", self.node.node_id, f"epoch {leader.term.epoch}"))
-        self.nodes.write_scheduler(self.node, self.utc(now))
-        for node in self.election.schedulers():
+        self._remember_schedulers(now)
+        others = list(self.election.schedulers())
+        for node in others:
             if self.nodes.get(node.node_id) is None:
                 self.nodes.write_scheduler(node, self.utc(now))
-        if any(True for _ in self.election.schedulers()):
+        if others:
             self.feed.expect(now)
+        elif self.away(now):
+            self._say(AnnounceNode("durability.local", self.node.node_id, "no other scheduler is here"))
         leader.begin(now)
+
+    def _remember_schedulers(self, now: float) -> None:
+        """Write down, now and then, who holds everything: who was not here for days is taken for given up."""
+        self._remembering_at = now + REMEMBER_S
+        self.nodes.write_scheduler(self.node, self.utc(now))
+        for node_id in self.feed.in_sync if self.feed is not None else ():
+            self.nodes.write_scheduler(self._connected[node_id], self.utc(now))
 
     def _learn_node(self, row: msg.NodeRow) -> None:
         """Another leader has remembered a node."""
@@ -196,7 +213,7 @@ class Leadership:
         """Another scheduler wants to lead: obey its term, and give it what it lacks."""
         before = self.election.greatest
         try:
-            self.election.learn(message.term)
+            self.election.learn(message.term, is_scheduler=True)
         except ValueError as error:
             self._log("error", "term refused", peer=sender, reason=str(error))
             self._say(Send(sender, msg.Denied(message.term, before, self.election.standing)))
@@ -214,7 +231,7 @@ class Leadership:
         before = self.election.greatest
         if message.greatest is not None:
             try:
-                self.election.learn(message.greatest)
+                self.election.learn(message.greatest, is_scheduler=True)
             except ValueError as error:
                 self._log("error", "term refused", peer=sender, reason=str(error))
                 return
@@ -242,8 +259,9 @@ class Leadership:
 
     def on_attach(self, sender: int, message: msg.Attach, now: float) -> None:
         """A standby follows us."""
-        if self.leader is not None and self.feed is not None and message.term == self.leader.term:
-            self.feed.attach(self._connected[sender], message, now)
+        node = self._connected.get(sender)
+        if self.leader is not None and self.feed is not None and node is not None and message.term == self.leader.term:
+            self.feed.attach(node, message, now)
 
     def on_wanted(self, sender: int, message: msg.Wanted, now: float) -> None:
         """Our leader lacks something."""
@@ -291,6 +309,8 @@ class Leadership:
         """We have looked around, or the heir did not take over: lead on. Who was told to claim may have taken the next
         term: then under one that it cannot have taken."""
         was_told = self._pause.why is Why.HANDING_OVER
+        if self._pause.heir is not None and self.feed is not None:
+            self.feed.put_off(self._pause.heir, now)
         if was_told and self.leader is not None and not self.is_stopping:
             self._step_down("the standby that was to lead does not answer", now)
             self.election.next_term()

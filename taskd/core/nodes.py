@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from taskd.core.outbox import Outbox
-from taskd.protocol.messages import NodeInfo, NodeRow
+from taskd.core.task import decode_record
+from taskd.protocol.messages import NodeInfo, NodeRow, TaskRow
 
 AWAY_MAX_S = 7 * 86_400.0  # A scheduler that was not here for so long is taken for given up.
 
@@ -56,3 +57,13 @@ class KnownNodes(Mapping[int, NodeRow]):
     def schedulers(self, now_s: float) -> Iterator[NodeRow]:
         """Those that have not been given up."""
         return (row for row in self._rows.values() if "scheduler" in row.roles and row.seen_s > now_s - AWAY_MAX_S)
+
+
+def is_doubtful(row: TaskRow, away: Iterable[NodeRow]) -> bool:
+    """Whether another end of a task may still come to light: its own was decided after a scheduler that is away had
+    last held everything, and by another one than that."""
+    suspects = [other.node_id for other in away if other.seen_s < row.finished_s]
+    if not suspects:
+        return False
+    decided = decode_record(row.record).decided
+    return decided is None or any(node_id != decided.term.node_id for node_id in suspects)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from taskd.core.task import Backoff, Outcome, Record, TaskState
+from taskd.core.task import RAN_TWICE, Backoff, Outcome, Record, TaskState
 
 UNSTARTED_PER_LOSS = 10
 
@@ -18,8 +18,9 @@ def failures(record: Record) -> int:
 
 def losses(record: Record) -> int:
     """Attempts that ran when their worker was lost. What only waited there has hardly taken it down; yet one that does
-    so before anybody hears that it has begun looks the same, so ten of those count for one."""
-    lost = [attempt for attempt in record.attempts if attempt.outcome is Outcome.LOST]
+    so before anybody hears that it has begun looks the same, so ten of those count for one.
+    What was given up only because another leader had handed the task out too has no part in it."""
+    lost = [it for it in record.attempts if it.outcome is Outcome.LOST and it.reason != RAN_TWICE]
     begun = sum(1 for attempt in lost if attempt.started_s)
     return begun + (len(lost) - begun) // UNSTARTED_PER_LOSS
 

@@ -15,9 +15,10 @@ from taskd.core.feed import StandbyView
 from taskd.core.leader import Leader
 from taskd.core.leadership import Leadership
 from taskd.core.ledger import Ledger
+from taskd.core.nodes import is_doubtful
 from taskd.core.pause import Why
 from taskd.core.replica import Stage
-from taskd.core.roster import NOTHING_OFFERED, Roster
+from taskd.core.roster import Roster
 from taskd.core.seen import Seen
 from taskd.errors import NoLeader, Stopping, Unavailable
 from taskd.protocol import messages as msg
@@ -63,7 +64,7 @@ class Scheduler(Leadership):
 
     def is_provisional(self, row: msg.TaskRow, now: float) -> bool:
         """Whether a result may still be superseded: a scheduler was away when it was decided, and still is."""
-        return row.finished_s > 0 and any(other.seen_s < row.finished_s for other in self.away(now))
+        return row.finished_s > 0 and is_doubtful(row, self.away(now))
 
     # -- Start ---------------------------------------------------------------------------------------------------------
 
@@ -99,13 +100,19 @@ class Scheduler(Leadership):
         self._giver.stop(node_id)
         if self._owed is not None and self._owed[0] == node_id:
             self._owed = None
+        is_scheduler = node is not None and "scheduler" in node.roles
+        if is_scheduler and not event.is_orderly:
+            self._flaps.note(node_id, now)
         if was_followed is not None and self.election.followed is None:
+            if node is not None and was_followed.node_id == node_id and self.replica.stage is Stage.IN_SYNC:
+                self.nodes.write_scheduler(node, self.utc(now))
             self.replica.leave()
         if self._claim is not None:
             self._claim.gone(node_id, now)
-        if self.feed is not None and node is not None and "scheduler" in node.roles:
-            if node_id in self.feed.in_sync:
-                self.nodes.write_scheduler(node, self.utc(now))
+        if self.feed is not None and node is not None and is_scheduler:
+            held_until = self.feed.held_until(node_id, now)
+            if held_until is not None:
+                self.nodes.write_scheduler(node, self.utc(held_until))
             self.feed.gone(node_id, now, is_orderly=event.is_orderly)
         self._to_leader(lambda leader, now: leader.on_peer_down(event, now), now)
 
@@ -131,12 +138,12 @@ class Scheduler(Leadership):
         if message.term is not None:
             before = self.election.greatest
             try:
-                self.election.learn(message.term)
+                self.election.learn(message.term, is_scheduler=False)
             except ValueError as error:
                 self._log("error", "term refused", peer=sender, reason=str(error))
                 return
             self._heard_term(before, now)
-        if self.leader is None or message.offer is NOTHING_OFFERED:
+        if self.leader is None:
             self._say(Send(sender, msg.Leading(*self._standing(now))))
             return
         self._to_leader(lambda leader, now: leader.on_register(sender, message, now), now)
@@ -256,7 +263,7 @@ class Scheduler(Leadership):
         if self.leader is not None and self.feed is not None:
             due += [self.feed.next_deadline(now)]
             if not self._pause:
-                due += [self.leader.next_deadline(now, utc_offset_s)]
+                due += [self._remembering_at, self.leader.next_deadline(now, utc_offset_s)]
         return min((time for time in due if time is not None), default=None)
 
     def tick(self, now: float) -> None:
@@ -266,4 +273,6 @@ class Scheduler(Leadership):
         if self.feed is not None:
             self._said += self.feed.tick(now)
         if self.leader is not None and not self._pause:
+            if self._remembering_at is not None and now >= self._remembering_at:
+                self._remember_schedulers(now)
             self.leader.tick(now)

@@ -54,8 +54,8 @@ _S = TaskState
 FINAL = frozenset(state for state in TaskState if state.is_final)
 _ENDED = frozenset({_S.SUCCEEDED, _S.FAILED, _S.TIMED_OUT})
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
-    _S.SCHEDULED: frozenset({_S.QUEUED, _S.CANCELLED, _S.EXPIRED}),
-    # To SUCCEEDED: an attempt that was given up has succeeded nevertheless.
+    # To SUCCEEDED: an attempt that was given up has succeeded nevertheless, or one of a leader whose clock is ahead.
+    _S.SCHEDULED: frozenset({_S.QUEUED, _S.CANCELLED, _S.EXPIRED, _S.SUCCEEDED}),
     _S.QUEUED: frozenset({_S.ASSIGNED, _S.CANCELLED, _S.EXPIRED, _S.SUCCEEDED}),
     # Back to QUEUED: taken back unstarted, or lost with a worker. A result can arrive before the word that it began.
     _S.ASSIGNED: _ENDED | {_S.RUNNING, _S.QUEUED, _S.RETRYING, _S.CANCELLING},
@@ -192,6 +192,9 @@ class Record(Struct, array_like=True):
     reason: str = ""  # why it ended so, where the attempts do not say it
     accepted: Dot | None = None  # the commit that took it: seen and yet absent, it was purged
     decided: Dot | None = None  # the commit that ended it
+
+
+RAN_TWICE = "it was handed out twice while the cluster was divided"
 
 
 class IllegalTransition(AssertionError):

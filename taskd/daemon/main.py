@@ -209,7 +209,8 @@ class Daemon:
         stack.callback(hub.close)
         random = Random()  # noqa: S311  # jitter, no secret
         node = Node(info, random, settings, offer, is_founder=self._is_founder)
-        shell = Shell(node, hub, store, journal, store.newest_id() if store is not None else NO_ID)
+        newest_id = store.newest_id() if store is not None else NO_ID
+        shell = Shell(node, hub, store, journal, newest_id, stall_s=self._config.network.peer_timeout_s / 2)
         stack.callback(shell.close)
         if work is not None:
             shell.runner = work.runner

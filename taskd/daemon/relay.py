@@ -95,6 +95,7 @@ class _Asking:
             begun_s, self._asked = self._clock(), self._reign
             response = await self._ask(request) if self._asked != self._useless else None
             if response is not None:
+                self._trouble_ends_s = None  # A stream that breaks off later is in a new one.
                 return response
             if self.shell.exited.done():
                 raise Stopping()

@@ -14,6 +14,7 @@ from taskd.api.streams import close_stream
 from taskd.api.types import Explanation, NodeFit
 from taskd.core import events as ev
 from taskd.core.explain import explain
+from taskd.core.nodes import is_doubtful
 from taskd.core.scheduler import Scheduler
 from taskd.core.signature import Checker
 from taskd.core.task import TaskState
@@ -25,7 +26,7 @@ from taskd.daemon.relay import Relay
 from taskd.daemon.shell import Shell, monotonic
 from taskd.daemon.views import PeerView, Views
 from taskd.errors import DiskFull, InvalidRequest
-from taskd.protocol.messages import TaskRow
+from taskd.protocol.messages import NodeRow, TaskRow
 from taskd.store.base import Query, Store
 
 READ_WAIT_S = 1.0  # A read during a change of leaders waits for the next one: our own copy may lack what it has.
@@ -57,7 +58,7 @@ class DaemonService:
         self._free_disk_min_bytes = free_disk_min_bytes
         self._free_checked_s = 0.0
         self._away_checked_s = 0.0
-        self._away_since_s = float("inf")  # UTC: when the scheduler that is away for longest was seen last
+        self._away: list[NodeRow] = []  # schedulers that are
         self._ids = IdSource()
         self._checkers: dict[bytes, Checker] = {}
 
@@ -88,7 +89,7 @@ class DaemonService:
 
     def _sees_all_schedulers(self) -> bool:
         here = {self._node.info.node_id, *(peer.node.node_id for peer in self._peers())}
-        return all(row.node_id in here for row in self._scheduler.nodes.values() if "scheduler" in row.roles)
+        return all(row.node_id in here for row in self._scheduler.nodes.schedulers(self.now_s()))
 
     def now_s(self) -> float:
         """UTC."""
@@ -217,8 +218,8 @@ class DaemonService:
         now = monotonic()
         if now - self._away_checked_s > AWAY_CHECK_S:  # Lists ask for a thousand rows at once.
             self._away_checked_s = now
-            self._away_since_s = min((away.seen_s for away in self._scheduler.away(now)), default=float("inf"))
-        return self._away_since_s < row.finished_s
+            self._away = self._scheduler.away(now)
+        return is_doubtful(row, self._away)
 
     def explain(self, id: bytes) -> Explanation | None:
         """Why a task stands where it stands."""

@@ -31,7 +31,7 @@ from taskd.store.base import Store
 
 CLOCK_CHECK_S = 0.5
 CLOCK_STEP_S = 0.05  # UTC that moved further than this against the monotonic clock was set by somebody.
-STALL_S = 1.25  # Half of the time after which peers take a silent one for dead.
+STALL_S = 1.25  # By default.
 JOURNAL_SYNC_S = 0.5  # Outcomes that no leader has taken for so long are made safe against a crash of the machine.
 
 _id_of: Callable[[TaskRow], bytes] = attrgetter("id")
@@ -76,9 +76,16 @@ class Shell:
     """Joins one Node to its worlds. Owns the clock, the commit in flight, and the calls that wait for an answer."""
 
     def __init__(
-        self, node: Node, hub: Hub, store: Store | None, journal: OutcomeJournal | None, newest_id: bytes = NO_ID
+        self,
+        node: Node,
+        hub: Hub,
+        store: Store | None,
+        journal: OutcomeJournal | None,
+        newest_id: bytes = NO_ID,
+        stall_s: float = STALL_S,
     ) -> None:
-        """`newest_id`: no task that the store has comes after it."""
+        """`newest_id`: no task that the store has comes after it. `stall_s`: who stood still for longer looks around
+        before deciding anything; half of the time after which peers take a silent one for dead."""
         self.node = node
         self.hub = hub
         self.store = store
@@ -90,6 +97,7 @@ class Shell:
         self.leaderless_since = monotonic()  # of use while nobody leads
         self.is_stopping = False
         self.newest_id = newest_id
+        self._stall_s = stall_s
         self.loop_lag = Histogram()
         self.commit_seconds = Histogram()
         self.exited: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
@@ -138,7 +146,7 @@ class Shell:
         if stood_still_s >= 0:
             self._alive_at = now
         try:
-            if stood_still_s > STALL_S:
+            if stood_still_s > self._stall_s:
                 self.node.handle(ev.Stalled(stood_still_s), now)
             self.node.handle(event, now)
         except Exception as error:
@@ -323,7 +331,7 @@ class Shell:
             due = self._loop.time() + CLOCK_CHECK_S
             await asyncio.sleep(CLOCK_CHECK_S)
             self.loop_lag.observe(max(0.0, self._loop.time() - due))
-            if monotonic() - self._alive_at > STALL_S:
+            if monotonic() - self._alive_at > self._stall_s:
                 self.tell(ev.Ticked())  # Which tells that it stood still.
             self._alive_at = monotonic()
             self._read_clock()

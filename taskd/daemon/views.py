@@ -82,8 +82,8 @@ class Views:
         return sorted(views, key=lambda view: (view.replication != "leading", view.node_id))
 
     def _notice(self, here: dict[int, str]) -> None:
-        """Remember who is here, and learn from the cluster's memory who was. That says of a leader no more than when it
-        began to lead: what we have noticed ourselves is newer, as often as somebody looks."""
+        """Remember who is here, and learn from the cluster's memory who was. That is written down now and then: what we
+        have noticed ourselves may be newer, as often as somebody looks."""
         now_s = self._shell.utc()
         noticed = self._noticed
         noticed.update((node_id, (name, now_s)) for node_id, name in here.items())
@@ -106,7 +106,8 @@ class Views:
         elif standby is not None and standby.stage in ("in_sync", "stalled"):
             commits, seconds = standby.lag_commits, standby.lag_s
         away_seen_s = seen_s if stage == "away" else None
-        return SchedulerView(node_id, name, stage, commits, seconds, self._may_lead(node_id), away_seen_s)
+        copied = standby.given if standby is not None and standby.stage == "catching_up" else None
+        return SchedulerView(node_id, name, stage, commits, seconds, self._may_lead(node_id), away_seen_s, copied)
 
     def _replication(self, node_id: int, is_here: bool, standby: StandbyView | None) -> Replication | None:
         scheduler, is_self = self._node.scheduler, node_id == self._node.info.node_id

@@ -279,8 +279,8 @@ class Claim(Message, frozen=True):
 
 
 class Denied(Message, frozen=True):
-    """A Claim is not granted: a term at least as great is known, or a leader is heard. `greatest` is the greatest term
-    known, `leader` the term of whom the sender follows."""
+    """A Claim is not granted, or nobody obeys a leader any more: a term at least as great is known. `greatest` is the
+    greatest term known, `leader` the term of whom the sender follows."""
 
     term: Term
     greatest: Term | None
@@ -388,12 +388,6 @@ class Finished(Message, frozen=True):
     attempts: tuple[AttemptEnded, ...]
 
 
-class Returned(Message, frozen=True):
-    """Attempts given back unstarted, on Recall or because the worker is stopping."""
-
-    keys: tuple[AttemptKey, ...]
-
-
 class Offering(Message, frozen=True):
     """What the worker offers has changed (configuration, handlers)."""
 
@@ -424,7 +418,7 @@ class Cancel(Message, frozen=True):
 
 
 class Recall(Message, frozen=True):
-    """Give these attempts back if they have not begun. Answered by Returned for those given back."""
+    """Give these attempts back if they have not begun. Those given back are Finished as preempted."""
 
     term: Term
     keys: tuple[AttemptKey, ...]
@@ -440,7 +434,7 @@ class Acknowledged(Message, frozen=True):
 Any = (
     Hello | Ping | Pong | Goodbye | Request | RequestPart | Response | ResponsePart | Taken | Abandon
     | Leading | Claim | Denied | Attach | Wanted | Page | PageTaken | Replicate | Replicated | HandOver
-    | Register | Inventory | Started | Finished | Returned | Offering
+    | Register | Inventory | Started | Finished | Offering
     | Registered | Run | Cancel | Recall | Acknowledged
 )  # fmt: skip
 
@@ -455,7 +449,7 @@ MAY_SEND: dict[type[Message], frozenset[Role]] = {
     Leading: _BOTH,
     Claim: _SCHEDULER, Denied: _SCHEDULER, Attach: _SCHEDULER, Wanted: _SCHEDULER, Page: _SCHEDULER,
     PageTaken: _SCHEDULER, Replicate: _SCHEDULER, Replicated: _SCHEDULER, HandOver: _SCHEDULER,
-    Register: _WORKER, Inventory: _WORKER, Started: _WORKER, Finished: _WORKER, Returned: _WORKER, Offering: _WORKER,
+    Register: _WORKER, Inventory: _WORKER, Started: _WORKER, Finished: _WORKER, Offering: _WORKER,
     Registered: _SCHEDULER, Run: _SCHEDULER, Cancel: _SCHEDULER, Recall: _SCHEDULER, Acknowledged: _SCHEDULER,
 }  # fmt: skip
 """Which role may send which message; anything else closes the connection."""

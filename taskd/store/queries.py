@@ -84,8 +84,9 @@ def load(connection: apsw.Connection) -> Loaded:
         ]
     term = _decode_term(meta["term"]) if "term" in meta else None
     purged = _decode_dot(meta["purged"]) if "purged" in meta else None
-    is_empty = not has_tasks and term is None and not seen
-    return Loaded(term, seen, nodes, purged, is_empty, has_strays=meta.get("strays") == b"\x01")
+    has_strays = meta.get("strays") == b"\x01"
+    is_empty = not seen and (has_strays or not has_tasks)
+    return Loaded(term, seen, nodes, purged, is_empty, has_strays)
 
 
 def get(connection: apsw.Connection, ids: list[bytes]) -> list[TaskRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskd.core.election import DENIED_WAIT_S, EPOCH_JUMP_MAX, JOIN_S, LOST_WAIT_S, Election
+from taskd.core.election import DENIED_WAIT_S, EPOCH_JUMP_MAX, EPOCH_MAX, JOIN_S, LOST_WAIT_S, Election
 from taskd.protocol.messages import Leading, Role, Term
 from tests.core.world import info
 
@@ -126,7 +126,7 @@ def test_a_leader_of_a_lesser_term_is_not_followed(election: Election) -> None:
 
 def test_a_greater_term_ends_following_the_lesser(election: Election) -> None:
     meet(election, 9, Term(4, 9, 1))
-    election.learn(Term(5, 3, 1))
+    election.learn(Term(5, 3, 1), is_scheduler=True)
     assert election.followed is None
 
 
@@ -145,12 +145,22 @@ def test_whose_claim_was_denied_tries_again_later(election: Election) -> None:
     assert election.may_claim(LATER + DENIED_WAIT_S)
 
 
-@pytest.mark.parametrize("seen", [0, 10])
-def test_an_epoch_far_above_all_seen_is_refused(election: Election, seen: int) -> None:
-    election.greatest = Term(seen, 9, 1) if seen else None
+def test_an_epoch_far_above_all_seen_is_refused(election: Election) -> None:
+    election.greatest = Term(10, 9, 1)
     meet(election, 9)
     with pytest.raises(ValueError, match="too far above"):
-        election.heard(9, Leading(Term(seen + EPOCH_JUMP_MAX + 1, 9, 1)))
+        election.heard(9, Leading(Term(10 + EPOCH_JUMP_MAX + 1, 9, 1)))
     assert election.followed is None
-    election.heard(9, Leading(Term(seen + EPOCH_JUMP_MAX, 9, 1)))
+    election.heard(9, Leading(Term(10 + EPOCH_JUMP_MAX, 9, 1)))
+    assert election.followed is not None
+
+
+def test_who_has_never_heard_of_any_epoch_believes_schedulers_and_not_workers(election: Election) -> None:
+    meet(election, 11, role="worker")
+    with pytest.raises(ValueError, match="too far above"):
+        election.heard(11, Leading(Term(EPOCH_JUMP_MAX + 1, 9, 1)))
+    meet(election, 9)
+    with pytest.raises(ValueError, match="too far above"):
+        election.heard(9, Leading(Term(EPOCH_MAX + 1, 9, 1)))
+    election.heard(9, Leading(Term(EPOCH_MAX - 9, 9, 1)))
     assert election.followed is not None

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from taskd.core import events as ev
-from taskd.core.join import RAN_TWICE, Joined, join, same
+from taskd.core.join import Joined, join, same
 from taskd.core.settings import SchedulerSettings
-from taskd.core.task import Attempt, Outcome, Record, TaskState, decode_record, encode
+from taskd.core.task import RAN_TWICE, Attempt, Outcome, Record, TaskState, decode_record, encode
 from taskd.protocol.messages import AttemptEnded, Dot, TaskRow, Term
 from tests.core.world import World
 

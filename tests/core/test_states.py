@@ -23,7 +23,7 @@ from taskd.core.task import (
     encode,
     units,
 )
-from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, Term
+from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, Finished, Term
 from tests.core.world import World, offer
 
 S = TaskState
@@ -166,6 +166,12 @@ def succeeded_late() -> None:
         world.end(task)
         world.connect(1, 11)
         world.settle()
+    # A leader whose clock was ahead has run what is not ready yet.
+    world = World().cluster()
+    (task,) = world.submit(not_before_s=world.utc + 100)
+    ended = AttemptEnded(AttemptKey(task, 1, Term(1, 2, 9), 7), Outcome.OK, world.utc, world.utc, b"")
+    world.post(1, ev.Received(11, [Finished((ended,))]), 11)
+    world.settle()
 
 
 def test_every_move_of_the_table_is_made(moves: set[tuple[TaskState, TaskState]]) -> None:

@@ -346,3 +346,76 @@ def test_a_worker_tells_schedulers_whom_it_follows(world: World) -> None:
     told = [message for source, to, message in world.sent if source == 11 and isinstance(message, msg.Leading)]
     assert told
     assert told[-1].term is not None
+
+
+def test_a_lower_id_that_leads_and_dies_again_and_again_waits_longer_each_time(world: World) -> None:
+    cluster(world)
+    waits = []
+    for _ in range(4):
+        world.crash(1)
+        world.run(1.0)
+        world.restart(1)
+        came_at = world.now
+        while leaders(world) != [1]:
+            world.run(1.0)
+        waits.append(round(world.now - came_at, -1))
+    assert waits == [10, 20, 40, 80]
+
+
+def test_a_hand_over_that_fails_is_not_tried_again_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(world, workers=0)
+    world.crash(1)
+    world.run(1.0)
+    world.restart(1)
+    standby = world.hosts[1]
+    world.run(1.0)
+    commit = world.commit
+    # From now on the standby's disk takes longer for each commit than a hand-over may.
+    monkeypatch.setattr(world, "commit", lambda node_id: None if node_id == 1 else commit(node_id))
+    for number in range(300):
+        world.run(0.1)
+        if standby.held_commits and number % 15 == 0:
+            commit(1)
+        submit(world, 2)
+    tries = [log for log in world.logs if log.event == "handing over"]
+    assert 0 < len(tries) < 4
+
+
+def test_an_end_is_provisional_where_a_scheduler_was_lost_before_that_did_not_decide_it_itself(world: World) -> None:
+    cluster(world, workers=1)
+    world.work = lambda begin: Outcome.OK
+    (before,) = submit(world, 1)
+    world.run(1.0)
+    world.crash(1)
+    world.run(1.0)
+    (after,) = submit(world, 2)
+    world.run(1.0)
+    scheduler = world.hosts[2].node.scheduler
+    assert scheduler is not None
+    rows = world.hosts[2].rows
+    assert not scheduler.is_provisional(rows[before], world.now)
+    assert scheduler.is_provisional(rows[after], world.now)
+    world.restart(1)
+    world.run(2.0)
+    assert not scheduler.is_provisional(rows[after], world.now)
+
+
+def test_what_a_standby_had_not_acknowledged_when_it_was_lost_is_provisional(world: World) -> None:
+    cluster(world, workers=1)
+    world.work = lambda begin: Outcome.OK
+    world.links -= {(1, 2), (2, 1)}  # What is sent is lost, and nobody knows yet.
+    (task,) = submit(world, 1)
+    world.run(2.0)
+    world.post(1, ev.PeerDown(2, "silent", False), 2)
+    world.run(3.0)
+    scheduler = world.hosts[1].node.scheduler
+    assert scheduler is not None
+    assert scheduler.is_provisional(world.hosts[1].rows[task], world.now)
+
+
+def test_schedulers_that_are_here_are_remembered_as_such_for_weeks(world: World) -> None:
+    cluster(world)
+    begun_s = world.utc
+    world.run(2 * 86_400.0)
+    for node_id in (1, 2):
+        assert world.hosts[2].node_rows[node_id].seen_s > begun_s + 86_400.0

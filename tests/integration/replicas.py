@@ -15,7 +15,7 @@ from tests.integration.lan import Lan
 WORKER_ID = 100  # Workers have the ids above it, schedulers 1, 2, 3 …
 
 # Tests are about what happens, not about how long somebody who watches would wait for it.
-QUICK = {"TASKD_SCHEDULER_HAND_OVER_AFTER_S": "0.2", "TASKD_SCHEDULER_EMPTY_WAIT_S": "2"}
+QUICK = {"TASKD_SCHEDULER_HAND_OVER_AFTER_S": "0", "TASKD_SCHEDULER_EMPTY_WAIT_S": "2"}
 
 
 class Replicas(Cluster):

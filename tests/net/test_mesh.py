@@ -429,7 +429,7 @@ async def test_a_member_that_breaks_the_rules_goes_and_nobody_else(peers: Peers,
     hand = await peers.start(2, "worker", key=KEY.worker_key, join=[head])
     await head.until_peers(2)
     odd = await Stranger.worker(head)
-    odd.say(encode(msg.Returned(())) + data)
+    odd.say(encode(msg.Started(())) + data)
     await head.until(head.downs)
     (down,) = head.downs()
     assert (down.node_id, down.is_orderly) == (66, False)
@@ -438,8 +438,8 @@ async def test_a_member_that_breaks_the_rules_goes_and_nobody_else(peers: Peers,
     assert said == f"refused: {down.reason}"
     assert head.refusals() == [down.reason]
     assert head.peers == {2}
-    hand.mesh.send(1, msg.Returned(()))
-    await head.until(lambda: head.received == [msg.Returned(())])
+    hand.mesh.send(1, msg.Started(()))
+    await head.until(lambda: head.received == [msg.Started(())])
     odd.close()
 
 

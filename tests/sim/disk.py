@@ -26,12 +26,11 @@ class Database:
         self.seen: dict[Term, int] = {}
         self.last_purge: Dot | None = None
         self.has_strays = False
-        self.is_empty = True
 
     def copy(self) -> Database:
         """As a backup has it: the same store, as it is now."""
         twin = Database(self.store_id, self.page)
-        twin.term, twin.last_purge, twin.is_empty = self.term, self.last_purge, self.is_empty
+        twin.term, twin.last_purge = self.term, self.last_purge
         twin.has_strays = self.has_strays
         twin.rows, twin.nodes, twin.seen = self.rows.copy(), self.nodes.copy(), self.seen.copy()
         return twin
@@ -64,7 +63,6 @@ class Database:
             self.last_purge = commit.last_purge
         if commit.has_strays is not None:
             self.has_strays = commit.has_strays
-        self.is_empty = False
 
     def _purge(self, purge: fx.Purge) -> None:
         present = set(purge.present)
@@ -78,7 +76,8 @@ class Database:
     def loaded(self) -> ev.Loaded:
         """What the daemon reads at start."""
         dots = [Dot(term, lsn) for term, lsn in self.seen.items()]
-        return ev.Loaded(self.term, dots, list(self.nodes.values()), self.last_purge, self.is_empty, self.has_strays)
+        is_empty = not self.seen and (self.has_strays or not self.rows)
+        return ev.Loaded(self.term, dots, list(self.nodes.values()), self.last_purge, is_empty, self.has_strays)
 
     def read(self, effect: Read) -> ev.RowsRead | ev.IdsRead:
         """Answer a reading as of now."""

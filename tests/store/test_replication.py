@@ -102,13 +102,14 @@ async def test_whether_there_are_strays_is_remembered(open_store: OpenStore):
     [
         ({}, True),
         ({"nodes": [NodeRow(1, "a", (), None, 0.0)]}, True),
-        ({"term": Term(1, 1, 1)}, False),
+        ({"term": Term(1, 1, 1)}, True),
         ({"seen": [dot(1, 1, 1, 0)]}, False),
         ({"inserted": [task_row(1)]}, False),
         ({"taken": [task_row(1, S.SUCCEEDED)]}, False),
+        ({"taken": [task_row(1, S.SUCCEEDED)], "has_strays": True}, True),
     ],
 )
-async def test_empty_is_what_never_held_anything(store: Store, held, is_empty: bool):
+async def test_empty_is_what_never_held_all_of_a_leader(store: Store, held, is_empty: bool):
     await store.commit(commit(**held))
     assert store.load().is_empty == is_empty
 
