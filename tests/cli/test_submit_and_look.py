@@ -378,15 +378,16 @@ def test_events_need_no_names(taskd: Taskd, daemon: FakeDaemon) -> None:
 def test_events_go_on_when_the_daemon_is_back(start: Start, daemon: FakeDaemon) -> None:
     daemon.event_lines = [{"kind": "node.up", "at": 1.767e9, "node_id": 2, "detail": "arm"}]
     daemon.events_end = False
-    process = start("events", "-f", "-n", "2", "--socket", str(daemon.path))
+    process = start("events", "-f", "-n", "3", "--socket", str(daemon.path))
     assert process.stdout is not None
     assert process.stderr is not None
     assert process.stdout.readline().endswith(b"arm (id 2)\n")
-    daemon.stop()
-    assert process.stderr.readline().endswith(b"; trying again until it works\n")
-    daemon.start()
-    assert process.stderr.readline() == b"taskd: events go on here, some may be missing; head leads, term 3\n"
-    assert process.stdout.readline().endswith(b"arm (id 2)\n")
+    for _ in range(2):
+        daemon.stop()
+        assert process.stderr.readline().endswith(b"; trying again until it works\n")
+        daemon.start()
+        assert process.stderr.readline() == b"taskd: events go on here, some may be missing; head leads, term 3\n"
+        assert process.stdout.readline().endswith(b"arm (id 2)\n")
     assert process.wait(20) == 0
 
 

@@ -308,6 +308,13 @@ def test_tasks_come_page_by_page(client: Client, daemon: FakeDaemon) -> None:
 
 def test_the_cluster_and_its_nodes(client: Client) -> None:
     assert client.cluster().health == "ok"
+    daemon.cluster.update(by_leader=False, refuses="the disk is nearly full")
+    daemon.cluster["replicas"] = [{**daemon.cluster["replicas"][0], "replication": "away", "seen": 5.5, "copied": 7}]
+    found = client.cluster()
+    assert (found.by_leader, found.refuses) == (False, "the disk is nearly full")
+    assert [(one.replication, one.seen, one.copied) for one in found.replicas] == [("away", 5.5, 7)]
+    del daemon.cluster["by_leader"], daemon.cluster["refuses"]
+    assert (client.cluster().by_leader, client.cluster().refuses) == (True, ""), "an older daemon"
     assert [(node.name, node.is_leader) for node in client.nodes()] == [("head", True), ("arm", False)]
     assert client.handlers()[0].type == "echo"
     assert client.submit("hold").explain().nodes[0].why == "all 4 slots are busy"
