@@ -306,7 +306,7 @@ def test_tasks_come_page_by_page(client: Client, daemon: FakeDaemon) -> None:
     assert client.handle(task.id).info().attempts[0].worker_name == "arm"
 
 
-def test_the_cluster_and_its_nodes(client: Client) -> None:
+def test_the_cluster_and_its_nodes(client: Client, daemon: FakeDaemon) -> None:
     assert client.cluster().health == "ok"
     daemon.cluster.update(by_leader=False, refuses="the disk is nearly full")
     daemon.cluster["replicas"] = [{**daemon.cluster["replicas"][0], "replication": "away", "seen": 5.5, "copied": 7}]
