@@ -12,7 +12,8 @@ from taskd.api.service import OwnReads
 from taskd.core import events as ev
 from taskd.core.effects import Change
 from taskd.core.feed import StandbyView
-from taskd.core.nodes import AWAY_MAX_S
+from taskd.core.nodes import AWAY_MAX_S, KnownNodes
+from taskd.core.outbox import Outbox
 from taskd.core.task import Record, TaskSpec, TaskState, encode
 from taskd.daemon import service as service_module
 from taskd.daemon import views as views_module
@@ -59,7 +60,7 @@ class FakeScheduler:
         self.durability = "local"
         self.attached: list[StandbyView] = []
         self.missing: list[NodeRow] = []
-        self.nodes: dict[int, NodeRow] = {}
+        self.nodes = KnownNodes(Outbox())
         self.election = FakeElection()
         self.ledger = SimpleNamespace(tasks={}, counts={(TaskState.QUEUED, "q"): 2, (TaskState.RUNNING, "q"): 1})
         self.outbox: set[bytes] = set()
@@ -137,7 +138,7 @@ class Stage:
         )
 
     def remember(self, node_id: int) -> None:
-        self.scheduler.nodes[node_id] = NodeRow(node_id, f"node-{node_id}", ("scheduler",), None, 40.0)
+        self.scheduler.nodes.write(NodeRow(node_id, f"node-{node_id}", ("scheduler",), None, 40.0))
 
     def hire(self) -> None:
         worker = SimpleNamespace(
@@ -163,19 +164,19 @@ async def test_the_leader_knows_how_far_all_are(stage: Stage) -> None:
         stage.connect(node_id)
     stage.remember(30)
     stage.scheduler.attached = [
-        StandbyView(OTHER, "in_sync", 7, 2, 0.5), StandbyView(THIRD, "catching_up", 0, 0, 0.0)
+        StandbyView(OTHER, "in_sync", 7, 2, 0.5), StandbyView(THIRD, "catching_up", 0, 0, 0.0, 70)
     ]  # fmt: skip
     stage.scheduler.election.willing = {OTHER}
     view = stage.service.cluster()
     assert [
-        (one.node_id, one.name, one.replication, one.lag_commits, one.lag_s, one.may_lead, one.seen)
+        (one.node_id, one.name, one.replication, one.lag_commits, one.lag_s, one.may_lead, one.seen, one.copied)
         for one in view.replicas
     ] == [
-        (OWN, "node-5", "leading", 0, 0.0, True, None),
-        (OTHER, "node-1", "in_sync", 2, 0.5, True, None),
-        (THIRD, "node-8", "catching_up", None, None, False, None),
-        (20, "node-20", "catching_up", None, None, False, None),
-        (30, "node-30", "away", None, None, False, 40.0),
+        (OWN, "node-5", "leading", 0, 0.0, True, None, None),
+        (OTHER, "node-1", "in_sync", 2, 0.5, True, None, None),
+        (THIRD, "node-8", "catching_up", None, None, False, None, 70),
+        (20, "node-20", "catching_up", None, None, False, None, None),
+        (30, "node-30", "away", None, None, False, 40.0, None),
     ]
     assert (view.schedulers, view.workers, view.slots, view.running, view.term) == (4, 1, 4, 1, 3)
     nodes = {node.node_id: node for node in stage.service.nodes()}
@@ -232,7 +233,7 @@ async def test_whoever_is_away_was_seen_when_it_was_last_noticed(stage: Stage) -
     stage.lead()
     seen = {one.node_id: one.seen for one in stage.service.cluster().replicas}
     assert seen == {OWN: None, OTHER: 1000.0}
-    stage.scheduler.nodes[OTHER] = NodeRow(OTHER, "renamed", ("scheduler",), None, 1030.0)
+    stage.scheduler.nodes.write(NodeRow(OTHER, "renamed", ("scheduler",), None, 1030.0))
     (view,) = (one for one in stage.service.cluster().replicas if one.node_id == OTHER)
     assert (view.name, view.seen) == ("renamed", 1030.0)
     stage.now_s = 1030.0 + AWAY_MAX_S
