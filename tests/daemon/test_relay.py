@@ -293,6 +293,30 @@ async def test_events_go_on_with_those_of_the_next_leader(
     await response.stream.aclose()  # type: ignore[attr-defined]
 
 
+async def test_events_outlive_one_change_of_leaders_after_the_other(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "LEADER_WAIT_S", 0.05)
+    clock = asyncio.get_running_loop().time
+
+    def patience_passes_and_nobody_leads() -> None:
+        ends_s = clock() + relay_module.LEADER_WAIT_S
+        while clock() < ends_s:
+            pass
+        cluster.shell.follow(None)
+        asyncio.get_running_loop().call_soon(cluster.shell.follow, ONE)
+
+    cluster.answers[ONE] = [
+        stream(b"one;", patience_passes_and_nobody_leads, PeerLost(), lines=False),
+        stream(b"two;", patience_passes_and_nobody_leads, PeerLost(), lines=False),
+        stream(b"three;", lines=False),
+    ]
+    response = await cluster.relay.ask(ApiRequest("GET", "/v1/events", {"kind": "task"}, CALLER))
+    assert response.stream is not None
+    assert [await anext(response.stream) for _ in range(3)] == [b"one;", b"two;", b"three;"]
+    await response.stream.aclose()  # type: ignore[attr-defined]
+
+
 async def test_a_reader_of_events_who_is_too_slow_is_let_go(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "END_WAIT_S", 0.001)
     cluster.answers[ONE] = [stream(b"one;", lines=False)]

@@ -142,8 +142,15 @@ def test_a_whole_cluster_that_was_killed_comes_back_with_everything(build: Build
 
 
 def test_without_a_standby_nothing_is_taken_where_the_operator_wants_one(build: Build) -> None:
-    made = build(2, 1, env={"TASKD_SCHEDULER_MIN_REPLICAS": "1", "TASKD_SCHEDULER_STANDBY_GRACE_S": "0.5"})
+    made = build(2, 1)
     first, second = made.schedulers
+    for scheduler in made.schedulers:
+        scheduler.stop()
+    for scheduler in made.schedulers:
+        scheduler.start(
+            wait=False, env={"TASKD_SCHEDULER_MIN_REPLICAS": "1", "TASKD_SCHEDULER_STANDBY_GRACE_S": "0.5"}
+        )
+    made.wait_until_whole()
     assert made.history.submit(first, made.history.handler())
     second.kill()
     eventually(lambda: first.ok("GET", "/v1/cluster")["durability"] == "local")
