@@ -72,7 +72,10 @@ def _print_status(found: Json) -> None:
             ]
             for replica in found["replicas"]
         ]
-        print_table(["ID", "SCHEDULER", "STATE", "BEHIND", "NOTE"], rows, flexible="NOTE")
+        columns = ["ID", "SCHEDULER", "STATE", "BEHIND", "NOTE"]
+        if not any(row[-1] for row in rows):
+            columns, rows = columns[:-1], [row[:-1] for row in rows]
+        print_table(columns, rows, flexible=columns[-1])
 
 
 def _durability_text(found: Json) -> str:

@@ -81,7 +81,7 @@ def test_the_cluster_in_one_look(taskd: Taskd, daemon: FakeDaemon) -> None:
         "asked       head (id 1, scheduler)",
         "version     0.1.0",
         "",
-        "ID  SCHEDULER  STATE    BEHIND  NOTE",
+        "ID  SCHEDULER  STATE    BEHIND",
         "1   head       leading  -",
     ]
 
