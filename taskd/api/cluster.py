@@ -135,7 +135,7 @@ def leader_changed(request: ApiRequest, leader: int, epoch: int, at_s: float) ->
     kinds = KIND.read(request.query)
     if TASK.read(request.query) or (kinds and not LEADER_CHANGED.startswith(kinds)):
         return b""
-    return _block(EventView(LEADER_CHANGED, at_s, node_id=leader, detail=f"epoch {epoch}"))
+    return _block(EventView(LEADER_CHANGED, at_s, node_id=leader, detail=f"term {epoch}"))
 
 
 def _block(event: EventView) -> bytes:

@@ -148,7 +148,7 @@ def _text(event: Json, names: _Names) -> str:
     node = names.of(event["node_id"]) if event.get("node_id") is not None else ""
     match event["kind"]:
         case "leader.changed":
-            return f"{node} leads from now on" + (f", {detail.replace('epoch', 'term')}" if detail else "")
+            return f"{node} leads from now on" + (f", {detail}" if detail else "")
         case "standby.in_sync":
             return f"{node} has a copy of everything"
         case "standby.behind":

@@ -110,8 +110,8 @@ class Election:
             self.followed, self.granted = term, None
 
     def learn(self, term: Term, *, is_scheduler: bool) -> None:
-        """A term is in use somewhere, as a scheduler or a worker says. Raises ValueError for one that cannot be. Who has
-        never heard of any believes a scheduler, however long the others have been at it."""
+        """A term is in use somewhere, as a scheduler or a worker says. Raises ValueError for one that cannot be. Who
+        has never heard of any believes a scheduler, however long the others have been at it."""
         epoch = self.greatest.epoch if self.greatest is not None else 0
         is_new_here = self.greatest is None and is_scheduler
         if term.epoch > (EPOCH_MAX if is_new_here else epoch + EPOCH_JUMP_MAX):
@@ -153,6 +153,9 @@ class Election:
 
     def why_not(self, now: float) -> str:
         """Why nobody leads, as far as we can tell: for people."""
+        if self._joined_at is not None and self._joined_at - now > JOIN_S:
+            left_s = self._joined_at - now
+            return f"this scheduler's disk is empty: it leads in {left_s:.0f} s unless it finds one that has tasks"
         if not self.is_ready(now):
             return "no scheduler leads yet: they are still looking for each other"
         for peer in self._peers.values():

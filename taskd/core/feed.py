@@ -98,6 +98,10 @@ class Feed:
         self._progress_at = now
         self._check_copies(now)
 
+    def expect_nobody(self, now: float) -> None:
+        """There were others, and none is connected: say that there is no copy, when somebody listens."""
+        self._timers.set("lonely", now + self.settings.standby_grace_s)
+
     # -- Who is there --------------------------------------------------------------------------------------------------
 
     def attach(self, node: msg.NodeInfo, message: msg.Attach, now: float) -> None:

@@ -185,7 +185,7 @@ class Leadership:
         )
         self.stats.leader_changes += 1
         self._log("info", "leading", epoch=leader.term.epoch, tasks=len(leader.ledger.tasks))
-        self._say(AnnounceNode("leader.changed", self.node.node_id, f"epoch {leader.term.epoch}"))
+        self._say(AnnounceNode("leader.changed", self.node.node_id, f"term {leader.term.epoch}"))
         self._remember_schedulers(now)
         others = list(self.election.schedulers())
         for node in others:
@@ -194,7 +194,7 @@ class Leadership:
         if others:
             self.feed.expect(now)
         elif self.away(now):
-            self._say(AnnounceNode("durability.local", self.node.node_id, "no other scheduler is here"))
+            self.feed.expect_nobody(now)
         leader.begin(now)
 
     def _remember_schedulers(self, now: float) -> None:

@@ -182,7 +182,10 @@ class Merger:
             self._write(row, mine, now)
         else:
             # Written even where it says what ours says: all stores are to hold the same row in the end.
-            self._write(_joined_row(mine, join(mine, row), self._dot), mine, now)
+            joined = join(mine, row)
+            if mine.finished_s and row.finished_s and _decided(mine) == joined.record.decided != _decided(row):
+                self._supersede(row, mine)  # Whoever follows its leader hears that here.
+            self._write(_joined_row(mine, joined, self._dot), mine, now)
 
     @property
     def _dot(self) -> Dot:
@@ -190,14 +193,17 @@ class Merger:
 
     def _write(self, row: TaskRow, mine: TaskRow | None, now: float) -> None:
         if mine is not None and mine.state >= TaskState.SUCCEEDED and _decided(mine) != _decided(row):
-            before, after = TaskState(mine.state), TaskState(row.state)
-            self._outbox.then(Superseded(row.id, before, after))
-            fields: dict[str, object] = {"task": row.id.hex(), "before": before.word, "after": after.word}
-            self._outbox.then(Log("warning", "a result was superseded by one of another leader", fields))
+            self._supersede(mine, row)
         if self._target is not None:
             self._target.adopt(row, is_new=mine is None, now=now)
         else:
             self._outbox.take([row])
+
+    def _supersede(self, loser: TaskRow, winner: TaskRow) -> None:
+        before, after = TaskState(loser.state), TaskState(winner.state)
+        self._outbox.then(Superseded(loser.id, before, after))
+        fields: dict[str, object] = {"task": loser.id.hex(), "before": before.word, "after": after.word}
+        self._outbox.then(Log("warning", "a result was superseded by one of another leader", fields))
 
 
 def _decided(row: TaskRow) -> Dot | None:

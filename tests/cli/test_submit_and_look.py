@@ -339,7 +339,7 @@ def test_events_are_lines(taskd: Taskd, daemon: FakeDaemon) -> None:
     daemon.event_lines = [
         {"kind": kind, "at": 1.767e9, "id": task_id, "node_id": node_id, "detail": detail}
         for kind, task_id, node_id, detail in (
-            ("task.failed", task, 2, "x\x1b[2J"), ("leader.changed", "", 1, "epoch 5"), ("leader.changed", "", 1, ""),
+            ("task.failed", task, 2, "x\x1b[2J"), ("leader.changed", "", 1, "term 5"), ("leader.changed", "", 1, ""),
             ("durability.local", "", 1, "…"), ("durability.replicated", "", 1, "…"),
             ("standby.in_sync", "", 7, "spare"), ("standby.gone", "", 7, "spare"),
             ("standby.behind", "", 8, "slow"), ("node.up", "", 9, "new"),

@@ -35,6 +35,13 @@ def test_nobody_claims_before_it_has_looked_around(election: Election) -> None:
     assert election.next_deadline(LATER) is None
 
 
+def test_an_empty_disk_is_why_nobody_leads(election: Election) -> None:
+    assert "looking for each other" in election.why_not(100.0)
+    election.join(100.0, 10.0)
+    assert "disk is empty: it leads in 8 s" in election.why_not(102.0)
+    assert "looking for each other" in election.why_not(109.9)
+
+
 def test_who_stood_still_looks_around_again(election: Election) -> None:
     election.join(200.0)
     assert not election.is_ready(200.0)

@@ -419,3 +419,36 @@ def test_schedulers_that_are_here_are_remembered_as_such_for_weeks(world: World)
     world.run(2 * 86_400.0)
     for node_id in (1, 2):
         assert world.hosts[2].node_rows[node_id].seen_s > begun_s + 86_400.0
+
+
+def test_both_sides_of_a_division_hear_which_end_counts(world: World) -> None:
+    cluster(world, workers=2)
+    world.work = lambda begin: None
+    (task,) = submit(world, 1, retries=0)
+    (holder,) = world.where(task)
+    other = 23 - holder
+    for left, right in ((1, 2), (1, other), (2, holder)):
+        world.cut(left, right)
+    world.run(12.0)
+    assert leaders(world) == [1, 2]
+    assert world.where(task) == [holder, other]
+    for node_id, outcome in ((holder, Outcome.EXCEPTION), (other, Outcome.OK)):
+        (key,) = world.hosts[node_id].running
+        world.post(node_id, ev.Progressed([], [msg.AttemptEnded(key, outcome, world.utc, world.utc, b"")]))
+        world.run(0.1)
+    assert states(world, 1, [task]) + states(world, 2, [task]) == [TaskState.FAILED, TaskState.SUCCEEDED]
+    for left, right in ((1, 2), (1, other), (2, holder)):
+        world.connect(left, right)
+    world.run(20.0)
+    assert states(world, 1, [task]) == [TaskState.SUCCEEDED]
+    assert {(told.before, told.after) for _, told in world.superseded} == {(TaskState.FAILED, TaskState.SUCCEEDED)}
+    leader_after_healing = 2
+    assert leader_after_healing in [node_id for node_id, _ in world.superseded]
+
+
+def test_who_leads_alone_where_there_were_others_says_that_there_is_no_copy(world: World) -> None:
+    cluster(world)
+    world.crash(1)
+    world.run(5.0)
+    kinds = [told.kind for node_id, told in world.announced if node_id == 2]
+    assert kinds.index("leader.changed") < kinds.index("durability.local")

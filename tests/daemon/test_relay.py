@@ -289,7 +289,7 @@ async def test_events_go_on_with_those_of_the_next_leader(
     assert (parts[0], parts[-1]) == (b"one;", b"two;")
     if is_told:
         assert parts[1].startswith(b"event: leader.changed\ndata: {")
-        assert b'"node_id":2,"detail":"epoch 2"' in parts[1]
+        assert b'"node_id":2,"detail":"term 2"' in parts[1]
     await response.stream.aclose()  # type: ignore[attr-defined]
 
 
