@@ -37,7 +37,8 @@ HANDLERS = {
     "TASKD_WORKER_HANDLER_PATH": f"{Path(__file__).parent.parent / 'tests' / 'integration'},{Path(__file__).parent}",
 }
 NEVER_BACK = {**HANDLERS, "TASKD_SCHEDULER_HAND_OVER_AFTER_S": "3600"}  # Whoever took over keeps leading.
-AT_ONCE_BACK = {**HANDLERS, "TASKD_SCHEDULER_HAND_OVER_AFTER_S": "0"}  # Also not doubled by being asked back often.
+# By default 10; less than the 3 s in which everybody has dialled a scheduler that is back would measure redialling.
+SOON_BACK = {**HANDLERS, "TASKD_SCHEDULER_HAND_OVER_AFTER_S": "4"}
 NOOP = {"type": "noop", "params": {}}
 WARM_REQUESTS = 20
 FILL_TASKS = 50_000  # At once: the ids of one wait are at most 100,000.
@@ -152,7 +153,7 @@ def hand_overs(directory: Path, count: int) -> Figures:
     """A leader stops in good order, comes back, and leads again by its lower id. The stall of a change is the longest
     time that a submission took meanwhile."""
     stops, returns = [], []
-    with replicas(directory, 2, 2, env=AT_ONCE_BACK) as made:
+    with replicas(directory, 2, 2, env=SOON_BACK) as made:
         first = made.schedulers[0]
         with under_load(made) as probe:
             for round_number in range(1, count + 1):

@@ -8,7 +8,7 @@ come back, and then do without, which is said in every answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 from msgspec import Struct
@@ -85,15 +85,17 @@ class Feed:
         self._merged = merged
         self._flaps = flaps
         self._standbys: dict[int, _Standby] = {}
+        self._expected: set[int] = set()  # to follow us, from the begin of our reign
         self._parts_in_flight: list[msg.Replicate] = []
         self.last_lsn = 0  # streamed
         self._progress_at = 0.0  # when a standby last brought us on, or had nothing to do
         self._timers: Deadlines[str] = Deadlines()
         self._is_told = False  # that there are copies
 
-    def expect(self, now: float) -> None:
+    def expect(self, node_ids: Iterable[int], now: float) -> None:
         """Others are connected that are about to follow us: what is promised waits a moment for them, so that a change
         of leaders is no gap in the copies."""
+        self._expected = set(node_ids)
         self._outbox.needs_copy = True
         self._progress_at = now
         self._check_copies(now)
@@ -134,7 +136,10 @@ class Feed:
     def gone(self, node_id: int, now: float, *, is_orderly: bool) -> None:
         """A standby's connection is gone."""
         standby = self._standbys.pop(node_id, None)
+        self._expected.discard(node_id)
         if standby is None:
+            if not self._expected and not self._is_told:
+                self._check_copies(now, may_wait=False)  # Nobody else is to come.
             return
         self._giver.stop(node_id)
         self._merger.forget(node_id)

@@ -192,7 +192,7 @@ class Leadership:
             if self.nodes.get(node.node_id) is None:
                 self.nodes.write_scheduler(node, self.utc(now))
         if others:
-            self.feed.expect(now)
+            self.feed.expect([node.node_id for node in others], now)
         elif self.away(now):
             self.feed.expect_nobody(now)
         leader.begin(now)

@@ -122,6 +122,17 @@ def test_a_stopping_leader_hands_over_at_once(world: World) -> None:
     assert leaders(world) == [2]
 
 
+def test_who_takes_over_from_a_leader_that_stops_does_not_wait_for_its_copy(world: World) -> None:
+    cluster(world)
+    world.post(1, ev.StopWanted(5.0))
+    world.settle()
+    world.cut(1, 2, is_orderly=True)
+    assert leaders(world) == [2]
+    submit(world, 2)
+    world.run(0.01)
+    assert world.durability[max(world.durability)] == "local"
+
+
 def test_three_schedulers_the_lowest_of_those_left_leads(world: World) -> None:
     cluster(world, schedulers=3)
     world.crash(1)

@@ -53,6 +53,8 @@ class Replicas(Cluster):
 
     def add_scheduler(self, number: int, name: str = "", host: int = 0) -> Daemon:
         """A scheduler that is not started yet; `name` and `host` where it is not the only one of that number."""
+        while self._join and not name and len(self._join) < number:  # One that comes later: it dials the others.
+            self._join.append(f"127.0.0.1:{free_port()}")
         others = [address for index, address in enumerate(self._join, 1) if index != number or name]
         options = [option for address in others for option in ("--join", address)]
         if self._join and not name:
