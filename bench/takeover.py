@@ -256,6 +256,7 @@ def standby_cost(directory: Path, tasks: int) -> Figures:
             replicated.append(throughput(made, NOOP, tasks))
             standby.kill()
             eventually(lambda: leader.ok("GET", "/v1/cluster")["durability"] == "local")
+            throughput(made, NOOP, BATCH)  # Answered when the leader no longer waits for the standby to come back.
             local.append(throughput(made, NOOP, tasks))
             standby.start()
             eventually(lambda: replication(leader, 2) == "in_sync", TIMEOUT_S)
