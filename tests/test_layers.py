@@ -17,6 +17,7 @@ COMMON = ("taskd.errors", "taskd.values", "taskd.version")
 WORLD = (
     *COMMON,
     "taskd.config",
+    "taskd.core.backlog",
     "taskd.core.task",
     "taskd.core.events",
     "taskd.core.effects",

@@ -50,20 +50,22 @@ class Adoption:
     # -- Rows that another scheduler gives us --------------------------------------------------------------------------
 
     def has(self, task_id: bytes) -> bool:
-        """Whether a task is in memory: it is unfinished."""
+        """Whether a task is in memory."""
         return task_id in self._ledger.tasks
 
     def current(self, task_id: bytes) -> TaskRow:
         """A task in memory as a row."""
         return self._ledger.tasks[task_id].row(Dot(self._outbox.term, self._outbox.lsn))
 
-    def adopt(self, row: TaskRow, *, is_new: bool, now: float) -> None:
-        """Take over what a merge has found out about a task: it goes on from there."""
+    def adopt(self, row: TaskRow, mine: TaskRow | None, now: float) -> None:
+        """Take over what a merge has found out about a task, which was `mine` here: it goes on from there."""
         now_s = self._utc(now)
+        if mine is not None:
+            self._ledger.warm(mine)
         known = self._ledger.tasks.get(row.id)
         if known is not None and known.key is not None:
             self._roster.known(known.record.attempts[-1].worker).release(known)
-        task = self._ledger.adopt(row, is_new=is_new, now_s=now_s)
+        task = self._ledger.adopt(row, is_new=mine is None, now_s=now_s)
         if task.key is not None:
             self._give(task, task.key, now_s)
 

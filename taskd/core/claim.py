@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskd.core.effects import ReadLacking, ReadUnfinished, Send
-from taskd.core.events import RowsRead
+from taskd.core.effects import ReadBacklog, ReadLacking, Send
+from taskd.core.events import BacklogRead, RowsRead
 from taskd.core.leader import Leader
 from taskd.core.merger import Merger
 from taskd.core.outbox import Continue, Outbox
@@ -110,12 +110,12 @@ class Claim:
 
     def _load(self, after: bytes) -> None:
         if not self._is_over:
-            self._reads.ask(lambda call: ReadUnfinished(call, after), self._loaded)
+            self._reads.ask(lambda call: ReadBacklog(call, after), self._loaded)
 
-    def _loaded(self, event: RowsRead, now: float) -> None:
+    def _loaded(self, event: BacklogRead, now: float) -> None:
         if self._is_over:
             return
-        self._leader.load(event.rows, now)
+        self._leader.load(event.backlog, now)
         if event.after is not None:
             self._load(event.after)
         else:

@@ -49,6 +49,11 @@ class Deadlines(Generic[Key]):
             heappop(heap)
         return heap[0][0] if heap else None
 
+    def latest(self, count: int) -> list[tuple[Key, float]]:
+        """The keys that are due last, with their times, at most so many."""
+        entries = sorted(self._entries.values(), key=lambda entry: entry[:2])
+        return [(key, due) for due, _, key in entries[max(0, len(entries) - count) :]]
+
     def pop_due(self, now: float) -> list[Key]:
         """Remove and return the keys that are due, earliest first."""
         keys: list[Key] = []

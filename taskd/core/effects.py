@@ -53,8 +53,8 @@ class Commit(Effect, frozen=True):
     has_strays: bool | None = None  # where it changed: whether rows are held that `seen` does not cover
 
 
-class ReadUnfinished(Effect, frozen=True):
-    """Read unfinished tasks by id, above `after`, about 2,000 at a time; answer RowsRead."""
+class ReadBacklog(Effect, frozen=True):
+    """Read unfinished tasks by id, above `after`, some thousands at a time; answer BacklogRead."""
 
     call: int
     after: bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from taskd.core.backlog import Backlog
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import TaskSpec
 from taskd.protocol.messages import (
@@ -40,8 +41,16 @@ class Loaded(Event, frozen=True):
     has_strays: bool = False
 
 
+class BacklogRead(Event, frozen=True):
+    """The answer to ReadBacklog: unfinished tasks, and where to go on (`after`); None: that was all."""
+
+    call: int
+    backlog: Backlog
+    after: bytes | None = None
+
+
 class RowsRead(Event, frozen=True):
-    """The answer to ReadUnfinished, ReadLacking or ReadRows: durable rows, and where to go on (`after`); None: that was
+    """The answer to ReadLacking or ReadRows: durable rows, and where to go on (`after`); None: that was
     all."""
 
     call: int

@@ -16,21 +16,23 @@ from taskd.core.ledger import Ledger
 from taskd.core.outbox import Continue, Outbox
 from taskd.core.reads import Reads
 from taskd.core.stats import Stats
-from taskd.core.task import Outcome, Task
+from taskd.core.task import Outcome, Task, TaskState
 from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot
 
 CallOff = Callable[[int, Task, AttemptKey], None]
 Acknowledge = Callable[[int, list[AttemptKey]], None]
+TakeAgain = Callable[[int, list[AttemptEnded], float], None]
 
 
 class LateResults:
     """The leader's dealing with them."""
 
-    def __init__(self, ledger: Ledger, outbox: Outbox, reads: Reads, stats: Stats) -> None:
+    def __init__(self, ledger: Ledger, outbox: Outbox, reads: Reads, stats: Stats, take_again: TakeAgain) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._reads = reads
         self._stats = stats
+        self._take_again = take_again
         self._is_over = False
 
     def close(self) -> None:
@@ -49,7 +51,7 @@ class LateResults:
         """Use them; returns those that may be acknowledged with what is written now. Others are acknowledged later, by
         `acknowledge`, or not at all. `is_complete`: everything that any scheduler knows is here."""
         ready: list[AttemptKey] = []
-        decided: list[AttemptEnded] = []
+        elsewhere: dict[AttemptEnded, bool] = {}  # of tasks that are not in memory, and whether we can judge them
         for ended in late:
             key = ended.key
             task = self._ledger.tasks.get(key.task_id)
@@ -59,38 +61,47 @@ class LateResults:
                 if superseded is not None:
                     call_off(task.record.attempts[-1].worker, task, superseded)
                 self._ledger.late_success(task, ended, sender, now_s)
-                ready.append(key)
             elif task is not None and is_known:
                 self._ledger.note_late(task, ended, sender)
-                ready.append(key)
-            elif is_known:
-                decided.append(ended)
             else:
+                if task is None and (is_known or self._ledger.has_cold):
+                    elsewhere[ended] = is_known
                 continue
+            ready.append(key)
             self._stats.late_results += 1
-        if decided:
-            self._write_down(sender, decided, acknowledge)
+        if elsewhere:
+            self._look_up(sender, elsewhere, acknowledge)
         return ready
 
-    def _write_down(self, sender: int, late: list[AttemptEnded], acknowledge: Acknowledge) -> None:
-        """Add results to tasks that have ended, which are on the disk alone."""
-        by_id: dict[bytes, list[AttemptEnded]] = {}
-        for ended in late:
-            by_id.setdefault(ended.key.task_id, []).append(ended)
+    def _look_up(self, sender: int, elsewhere: dict[AttemptEnded, bool], acknowledge: Acknowledge) -> None:
+        """Results of tasks that are on the disk alone. They are written down beside those that have ended; those of
+        unfinished ones are taken again, now that the tasks are in memory."""
+        ids = sorted({ended.key.task_id for ended in elsewhere})
 
         def found(event: RowsRead, now: float) -> None:
             if self._is_over:
                 return
-            for row in event.rows:
-                is_outdated = self._outbox.recent.is_outdated(row.id, row)
-                if row.id in self._ledger.tasks or row.id in self._outbox or is_outdated:
-                    by_id.pop(row.id)  # It changes right now; the worker sends the result again.
+            rows = {row.id: row for row in event.rows}
+            ended_tasks: dict[bytes, Task] = {}
+            done: list[AttemptKey] = []
+            here: list[AttemptEnded] = []
+            for ended, is_known in elsewhere.items():
+                task_id = ended.key.task_id
+                row = rows.get(task_id)
+                if row is not None and row.state < TaskState.SUCCEEDED:
+                    self._ledger.warm(row)
+                if task_id in self._ledger.tasks:
+                    here.append(ended)
                     continue
-                task = Task.from_row(row)
-                for ended in by_id[row.id]:
+                if not is_known or task_id in self._outbox or self._outbox.recent.is_outdated(task_id, row):
+                    continue  # We cannot judge it; or it changes right now, and the worker sends the result again.
+                if row is not None:  # Otherwise it was purged, and nothing is left to write down.
+                    task = ended_tasks.setdefault(task_id, Task.from_row(row))
                     self._ledger.note_late(task, ended, sender)
-            # Purged tasks are among these: nothing is left to write down.
-            acknowledge(sender, [ended.key for results in by_id.values() for ended in results])
+                done.append(ended.key)
+                self._stats.late_results += 1
+            acknowledge(sender, done)
+            if here:
+                self._take_again(sender, here, now)
 
-        ids = list(by_id)
         self._outbox.then(Continue(lambda now: self._reads.ask(lambda call: ReadRows(call, ids), found)))

@@ -7,25 +7,28 @@ file ties them to the messages of workers. Placement happens once a turn, in set
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
 
 from taskd.core import events as ev
 from taskd.core.adoption import Adoption
+from taskd.core.backlog import Backlog
 from taskd.core.deadlines import Deadlines
+from taskd.core.dispatch import Dispatch
 from taskd.core.effects import AnnounceNode, Effect, Log, ReadOld, Reply, Send
 from taskd.core.late import LateResults
 from taskd.core.ledger import Ledger
+from taskd.core.nodes import KnownNodes
 from taskd.core.outbox import Outbox
-from taskd.core.placement import misplaced, place
 from taskd.core.reads import Reads
 from taskd.core.roster import Roster, Worker
 from taskd.core.settings import SchedulerSettings
+from taskd.core.shelf import Shelf
 from taskd.core.stats import Stats
 from taskd.core.task import Task
-from taskd.errors import NotFound, Overloaded
+from taskd.errors import NoLeader, NotFound, Overloaded
 from taskd.protocol import messages as msg
 
-RUN_BYTES_MAX = 1 << 20  # Of specs in one Run message: far below a frame, so that no worker waits long for the first.
 AWAIT_WORKERS_S = 2.0  # A new leader waits so long for connected workers to say what they run already.
 PURGE_S = 60.0
 
@@ -44,26 +47,29 @@ class Leader:
         utc: Callable[[float], float],
         connected: Mapping[int, msg.NodeInfo],
         say: Callable[[Effect], None],
-        remember: Callable[[msg.NodeRow], None],
+        nodes: KnownNodes,
     ) -> None:
         self.term = term
         self.settings = settings
         self.outbox = outbox
         self.stats = stats
-        self.ledger = Ledger(outbox, stats, random, settings.crash_limit)
+        self.ledger = Ledger(outbox, stats, random, settings.crash_limit, settings.window)
         self.roster = Roster()
         self.utc = utc
         self._reads = reads
         self._connected = connected
         self._say = say
-        self._write_node = remember
+        self._write_worker = nodes.write_worker
         self.adoption = Adoption(self.ledger, self.roster, outbox, utc)
-        self._late = LateResults(self.ledger, outbox, reads, stats)
+        self._shelf = Shelf(self.ledger, outbox, reads, utc, self._changed)
+        self._late = LateResults(self.ledger, outbox, reads, stats, self._take_again)
+        self._dispatch = Dispatch(term, self.ledger, self.roster, outbox)
         self._grace: Deadlines[int] = Deadlines()  # by worker: its open attempts are lost then
         self._timers: Deadlines[str] = Deadlines()
         self._awaited: dict[int, None] = {}  # workers whose word placement waits for
         self._unplaced = False  # something changed since the last placement
         self._acknowledged: dict[int, list[msg.AttemptKey]] = {}
+        self._looking: dict[int, None] = {}  # calls about tasks that are being read
         self.is_stopping = False
         self._is_over = False
         self.is_merging: Callable[[], bool] = lambda: False
@@ -71,9 +77,9 @@ class Leader:
 
     # -- The begin of a reign ------------------------------------------------------------------------------------------
 
-    def load(self, rows: list[msg.TaskRow], now: float) -> None:
+    def load(self, backlog: Backlog, now: float) -> None:
         """Take in unfinished tasks. Open attempts wait for their workers to come back."""
-        for task in self.ledger.load(rows, self.utc(now)):
+        for task in self.ledger.load(backlog, self.utc(now)):
             worker = self.roster.known(task.record.attempts[-1].worker)
             assert task.shape is not None
             worker.give(task, task.shape)
@@ -92,7 +98,13 @@ class Leader:
     def close(self) -> None:
         """Another leads: what is still being read for us comes too late."""
         self._is_over = True
+        self._shelf.close()
         self._late.close()
+        for call in self._looking:
+            self._say(Reply(call, NoLeader()))
+
+    def _changed(self) -> None:
+        self._unplaced = True
 
     def _await(self, node_id: int, now: float) -> None:
         """Hand nothing out before this worker has said what it runs, or what has become of it."""
@@ -149,14 +161,29 @@ class Leader:
             if task.key not in here:
                 worker.release(task)
                 self.ledger.lose(task, "its worker no longer has it", "worker_restarted", self.utc(now))
-        unwanted = self.adoption.sort_out(worker, message.held, now)
-        if unwanted:
-            self.outbox.then(Send(sender, msg.Cancel(term, tuple(unwanted))))
+        self._sort_out(worker, message.held, now)
+        unsure = [key.task_id for key in worker.foreign]
+        if unsure and self.ledger.has_cold:
+            self._await(sender, now)
+            self._shelf.have(unsure, partial(self._sort_out_again, worker), now)
         if worker.drain_reason is not None:
-            self._recall(worker, worker.not_begun)
+            self._dispatch.recall(worker, worker.not_begun)
         self._log("info", "worker registered", worker=worker.name, node=sender, slots=message.offer.slots)
         self.outbox.then(AnnounceNode("node.up", sender, worker.name))
         self._unplaced = True
+
+    def _sort_out(self, worker: Worker, held: tuple[msg.AttemptKey, ...], now: float) -> None:
+        """Judge the attempts that a worker holds; those that are not wanted are cancelled."""
+        unwanted = self.adoption.sort_out(worker, held, now)
+        if unwanted and worker.is_here:
+            self.outbox.then(Send(worker.node_id, msg.Cancel(self.term, tuple(unwanted))))
+
+    def _sort_out_again(self, worker: Worker, now: float) -> None:
+        """Tasks of attempts that could not be judged are in memory now."""
+        if worker.is_here:
+            self._arrived(worker.node_id)
+            self._sort_out(worker, tuple(worker.foreign), now)
+            self._unplaced = True
 
     def on_offering(self, sender: int, message: msg.Offering, now: float) -> None:
         """A worker offers something else from now on."""
@@ -205,6 +232,9 @@ class Leader:
             acknowledged += self._late.take(sender, late, now_s, is_complete, self._call_off, self._acknowledge)
         self._unplaced = True
 
+    def _take_again(self, sender: int, ended: list[msg.AttemptEnded], now: float) -> None:
+        self.on_finished(sender, msg.Finished(tuple(ended)), now)
+
     def _call_off(self, worker_id: int, task: Task, key: msg.AttemptKey) -> None:
         """An attempt is needed no more: another one of its task has succeeded."""
         worker = self.roster.known(worker_id)
@@ -223,8 +253,8 @@ class Leader:
 
     def on_submitted(self, event: ev.Submitted, now: float) -> None:
         """Take all tasks of a submission, or none."""
-        if len(self.ledger.tasks) + len(event.tasks) > self.settings.queued_max:
-            text = f"{len(self.ledger.tasks)} tasks are unfinished already, of at most {self.settings.queued_max}"
+        if len(self.ledger) + len(event.tasks) > self.settings.queued_max:
+            text = f"{len(self.ledger)} tasks are unfinished already, of at most {self.settings.queued_max}"
             self.outbox.then(Reply(event.call, Overloaded(text + "; try again later")))
             return
         now_s = self.utc(now)
@@ -235,6 +265,11 @@ class Leader:
 
     def on_cancel_wanted(self, event: ev.CancelWanted, now: float) -> None:
         """Cancel what is unfinished."""
+        self._looking[event.call] = None
+        self._shelf.have(event.ids, partial(self._cancel, event), now)
+
+    def _cancel(self, event: ev.CancelWanted, now: float) -> None:
+        del self._looking[event.call]
         found = []
         by_worker: dict[int, list[msg.AttemptKey]] = {}
         for task_id in event.ids:
@@ -260,15 +295,17 @@ class Leader:
         worker.drain(event.reason)
         self._remember(worker)
         if event.reason is not None:
-            self._recall(worker, worker.not_begun)
+            self._dispatch.recall(worker, worker.not_begun)
         self.outbox.then(Reply(event.call, None))
         kind = "node.resumed" if event.reason is None else "node.drained"
         self.outbox.then(AnnounceNode(kind, worker.node_id, event.reason or ""))
         self._unplaced = True
 
     def _remember(self, worker: Worker) -> None:
-        roles: tuple[msg.Role, ...] = worker.info.roles if worker.info is not None else ("worker",)
-        self._write_node(msg.NodeRow(worker.node_id, worker.name, roles, worker.drain_reason, worker.seen_s))
+        info = worker.info
+        roles: tuple[msg.Role, ...] = info.roles if info is not None else ("worker",)
+        row = msg.NodeRow(worker.node_id, worker.name, roles, worker.drain_reason, worker.seen_s)
+        self._write_worker(row, is_here=info is not None)
 
     def on_settings_changed(self, settings: SchedulerSettings) -> None:
         """The operator has changed what may be changed while running."""
@@ -281,9 +318,7 @@ class Leader:
     def merged(self, now: float) -> None:
         """Another scheduler has given us everything that we lacked: judge what workers run for it."""
         for worker in self.roster:
-            unwanted = self.adoption.sort_out(worker, tuple(worker.foreign), now)
-            if unwanted and worker.is_here:
-                self.outbox.then(Send(worker.node_id, msg.Cancel(self.term, tuple(unwanted))))
+            self._sort_out(worker, tuple(worker.foreign), now)
         self._unplaced = True
 
     # -- Placing -------------------------------------------------------------------------------------------------------
@@ -294,6 +329,7 @@ class Leader:
             if keys:
                 self.outbox.then(Send(node_id, msg.Acknowledged(self.term, tuple(keys))))
         self._acknowledged.clear()
+        self._shelf.settle(now)
         # Before anything is handed out: what has just expired must not begin.
         calendar_s, now_s = self.ledger.next_deadline_s(), self.utc(now)
         if calendar_s is not None and calendar_s <= now_s:
@@ -302,45 +338,7 @@ class Leader:
         if not self._unplaced or self.is_stopping or self._awaited:
             return
         self._unplaced = False
-        if len(self.ledger.queue):
-            self._place(self.term, now)
-        if not len(self.ledger.queue):
-            # With nothing queued, work that waits at one worker while another could begin it is taken back.
-            for worker, tasks in misplaced(self.roster):
-                self._recall(worker, tasks)
-
-    def _place(self, term: msg.Term, now: float) -> None:
-        now_s = self.utc(now)
-        settings = self.settings
-        runs: dict[int, list[msg.Assignment]] = {}
-        sizes: dict[int, int] = {}
-        begin = self.ledger.begin
-        for task, worker in place(self.ledger.queue, self.roster, settings.prefetch_s, settings.prefetch_max):
-            node_id = worker.node_id
-            key = begin(task, node_id, now_s)
-            batch = runs.get(node_id)
-            if batch is None:
-                batch = runs[node_id] = []
-                sizes[node_id] = 0
-            task.run_number = worker.runs_sent + 1
-            batch.append(msg.Assignment(key, task.spec_bytes))
-            sizes[node_id] += len(task.spec_bytes)
-            if sizes[node_id] > RUN_BYTES_MAX:
-                self._send_run(worker, term, runs.pop(node_id))
-        for node_id, batch in runs.items():
-            self._send_run(self.roster.known(node_id), term, batch)
-
-    def _send_run(self, worker: Worker, term: msg.Term, batch: list[msg.Assignment]) -> None:
-        worker.runs_sent += 1
-        self.outbox.then(Send(worker.node_id, msg.Run(term, tuple(batch))))
-
-    def _recall(self, worker: Worker, tasks: list[Task]) -> None:
-        if not tasks or not worker.is_here:
-            return
-        for task in tasks:
-            task.is_recalled = True
-        keys = tuple(task.key for task in tasks if task.key is not None)
-        self.outbox.then(Send(worker.node_id, msg.Recall(self.term, keys)))
+        self._dispatch.hand_out(self.settings, now_s)
 
     # -- Time ----------------------------------------------------------------------------------------------------------
 

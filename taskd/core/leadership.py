@@ -63,7 +63,7 @@ class Leadership:
         self._flaps = Flaps()
         self._remembering_at: float | None = None  # when the known schedulers are written down again
         self._told: tuple[msg.Term | None, bool] = (None, False)
-        self._no_ledger = Ledger(self.outbox, self.stats, random, settings.crash_limit)
+        self._no_ledger = Ledger(self.outbox, self.stats, random, settings.crash_limit, settings.window)
         self._no_roster = Roster()
 
     @property
@@ -164,7 +164,7 @@ class Leadership:
         merger = Merger(self.outbox, self._reads, self._learn_node)
         leader = Leader(
             term, self.settings, self.outbox, self._reads, self.stats, self._random, self.utc, self._connected,
-            self._say, self.nodes.write,
+            self._say, self.nodes,
         )  # fmt: skip
         for row in self.nodes.workers():
             leader.roster.load_row(row)
@@ -184,7 +184,7 @@ class Leadership:
             leader.term, self.settings, self.outbox, self._giver, merger, self._say, leader.merged, self._flaps
         )
         self.stats.leader_changes += 1
-        self._log("info", "leading", epoch=leader.term.epoch, tasks=len(leader.ledger.tasks))
+        self._log("info", "leading", epoch=leader.term.epoch, tasks=len(leader.ledger))
         self._say(AnnounceNode("leader.changed", self.node.node_id, f"term {leader.term.epoch}"))
         self._remember_schedulers(now)
         others = list(self.election.schedulers())

@@ -1,117 +1,34 @@
 """The leader's tasks: what becomes of each one, from acceptance to the end. Every change is written to the outbox.
 
+Where they are, in memory or on the disk alone, is in holdings.py.
+
 `now_s` is UTC throughout: tasks live by the calendar, connections by the monotonic clock.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from enum import IntEnum
 from random import Random
 
 from taskd.core import retry
-from taskd.core.deadlines import Deadlines
+from taskd.core.calendar import Due
 from taskd.core.events import NewTask
+from taskd.core.holdings import Holdings
 from taskd.core.outbox import Outbox
-from taskd.core.queue import ReadyQueue
 from taskd.core.stats import Stats
 from taskd.core.task import REPORTS_KEPT, Attempt, Outcome, Record, Task, TaskState
-from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, TaskRow
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 
 _OUTCOMES = frozenset(Outcome)
 
 
-class _Due(IntEnum):
-    READY = 1  # a SCHEDULED or RETRYING task becomes ready
-    TOO_LATE = 2  # the deadline to begin
+class Ledger(Holdings):
+    """One reign's tasks."""
 
-
-class Ledger:
-    """All unfinished tasks, in memory and on their way to the disk."""
-
-    def __init__(self, outbox: Outbox, stats: Stats, random: Random, crash_limit: int) -> None:
-        self.tasks: dict[bytes, Task] = {}  # in the order of their submission
-        self.counts: Counter[tuple[TaskState, str]] = Counter()  # of `tasks`, by state and queue; none is zero
-        self.queue = ReadyQueue()
-        self._calendar: Deadlines[tuple[_Due, bytes]] = Deadlines()
-        self._outbox = outbox
+    def __init__(self, outbox: Outbox, stats: Stats, random: Random, crash_limit: int, window: int) -> None:
+        super().__init__(outbox, window)
         self._stats = stats
         self._random = random
         self._crash_limit = crash_limit
-
-    def load(self, rows: list[TaskRow], now_s: float) -> list[Task]:
-        """Take in unfinished tasks from the store; returns those with an attempt still open."""
-        open_tasks = []
-        for row in rows:
-            task = Task.from_row(row)
-            self._take_in(task, now_s)
-            if task.key is not None:
-                open_tasks.append(task)
-        return open_tasks
-
-    def _take_in(self, task: Task, now_s: float) -> None:
-        """Have an unfinished task in memory, where its state belongs: the queue, or the calendar."""
-        self.tasks[task.id] = task
-        self.counts[task.state, task.spec.queue] += 1
-        self._index(task)
-        if task.key is not None:
-            task.shape = self.queue.shape_of(task.spec)
-        elif task.record.cancel_wanted:
-            # One leader wanted it cancelled while the attempt of another ended: nothing is open any more.
-            self._finish(task, TaskState.CANCELLED, now_s)
-
-    def _index(self, task: Task) -> None:
-        if task.state is TaskState.QUEUED:
-            self.queue.push(task)
-        elif task.state in (TaskState.SCHEDULED, TaskState.RETRYING):
-            self._calendar.set((_Due.READY, task.id), task.record.due_s)
-        self._set_deadline(task)
-
-    def adopt(self, row: TaskRow, *, is_new: bool, now_s: float) -> Task:
-        """Go on from what several leaders have made of a task: it is written as it stands in `row`."""
-        task = self.tasks.get(row.id)
-        fresh = Task.from_row(row)
-        if task is None:
-            task = fresh
-        else:
-            self._take_out(task)
-            task.state, task.record, task.key = fresh.state, fresh.record, fresh.key
-            task.changed_s, task.finished_s = fresh.changed_s, fresh.finished_s
-        if is_new:
-            self._outbox.insert(task)
-        else:
-            self._outbox.update(task)
-        if not task.state.is_final:
-            self._take_in(task, now_s)
-        return task
-
-    def _take_out(self, task: Task) -> None:
-        """Forget where a task is."""
-        if task.state is TaskState.QUEUED:
-            self.queue.remove(task)
-        self._calendar.clear((_Due.READY, task.id))
-        self._calendar.clear((_Due.TOO_LATE, task.id))
-        del self.tasks[task.id]
-        self._count(task, -1)
-
-    def _count(self, task: Task, number: int) -> None:
-        key = (task.state, task.spec.queue)
-        self.counts[key] += number
-        if not self.counts[key]:
-            del self.counts[key]
-
-    def _move(self, task: Task, state: TaskState, now_s: float) -> None:
-        """Change a task's state. Counted here, for counting millions when somebody asks would hold up the leader."""
-        self._count(task, -1)
-        task.move(state, now_s)
-        if not state.is_final:
-            self.counts[state, task.spec.queue] += 1
-
-    def _set_deadline(self, task: Task) -> None:
-        """Only a task that has not begun can be too late; one that was given back unstarted still can."""
-        deadline_s = task.spec.deadline_s
-        if deadline_s and not any(attempt.may_have_begun for attempt in task.record.attempts):
-            self._calendar.set((_Due.TOO_LATE, task.id), deadline_s)
 
     # -- From the outside ----------------------------------------------------------------------------------------------
 
@@ -151,7 +68,7 @@ class Ledger:
         if number == 1:
             self._stats.wait.observe(now_s - max(task.spec.submitted_s, task.spec.not_before_s))
         if task.spec.deadline_s:
-            self._calendar.clear((_Due.TOO_LATE, task.id))
+            self._calendar.clear(Due.TOO_LATE, task.id)
         attempts.append(Attempt(number, outbox.term, outbox.lsn, worker, now_s))
         key = task.key = AttemptKey(task.id, number, outbox.term, outbox.lsn)
         task.is_recalled = False
@@ -225,7 +142,7 @@ class Ledger:
     def resume(self, task: Task, key: AttemptKey, worker: int, now_s: float) -> None:
         """A queued task is at a worker already, from a leader whose word did not reach us: that is its open attempt."""
         self.queue.remove(task)
-        self._calendar.clear((_Due.TOO_LATE, task.id))
+        self._calendar.clear(Due.TOO_LATE, task.id)
         task.record.attempts.append(Attempt(key.number, key.term, key.lsn, worker, now_s))
         task.key = key
         task.shape = self.queue.shape_of(task.spec)
@@ -265,7 +182,7 @@ class Ledger:
         self._stats.retries += 1
         task.record.due_s = now_s + retry.delay_s(task.spec.backoff, count, self._random)
         self._move(task, TaskState.RETRYING, now_s)
-        self._calendar.set((_Due.READY, task.id), task.record.due_s)
+        self._calendar.set(Due.READY, task.id, task.record.due_s)
         self._outbox.update(task)
 
     def _close(self, task: Task, attempt: Attempt, outcome: Outcome) -> None:
@@ -284,8 +201,8 @@ class Ledger:
     def _finish(self, task: Task, state: TaskState, now_s: float, reason: str = "") -> None:
         if task.state is TaskState.QUEUED:
             self.queue.remove(task)
-        self._calendar.clear((_Due.READY, task.id))
-        self._calendar.clear((_Due.TOO_LATE, task.id))
+        self._calendar.clear(Due.READY, task.id)
+        self._calendar.clear(Due.TOO_LATE, task.id)
         task.record.reason = reason
         self._move(task, state, now_s)
         del self.tasks[task.id]
@@ -295,23 +212,15 @@ class Ledger:
         self._stats.finished[spec.type, spec.queue, Outcome.PREEMPTED if outcome is None else outcome] += 1
         self._outbox.update(task)
 
-    # -- Time ----------------------------------------------------------------------------------------------------------
-
-    def next_deadline_s(self) -> float | None:
-        """When something is due next, UTC."""
-        return self._calendar.next()
-
-    def tick(self, now_s: float) -> None:
-        """Do what is due."""
-        for kind, task_id in self._calendar.pop_due(now_s):
-            task = self.tasks.get(task_id)
-            if task is None:
-                continue  # Its time to begin and its deadline came together: it has just expired.
-            if kind is _Due.READY:
-                task.record.due_s = 0.0
-                self._requeue(task, now_s)
-            else:
-                self._finish(task, TaskState.EXPIRED, now_s, "its deadline to begin has passed")
+    def _on_due(self, kind: Due, task_id: bytes, now_s: float) -> None:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return  # Its time to begin and its deadline came together: it has just expired.
+        if kind is Due.READY:
+            task.record.due_s = 0.0
+            self._requeue(task, now_s)
+        else:
+            self._finish(task, TaskState.EXPIRED, now_s, "its deadline to begin has passed")
 
 
 def _find(task: Task, key: AttemptKey) -> Attempt | None:

@@ -26,7 +26,7 @@ class Target(Protocol):
 
     def has(self, task_id: bytes) -> bool: ...
     def current(self, task_id: bytes) -> TaskRow: ...
-    def adopt(self, row: TaskRow, *, is_new: bool, now: float) -> None: ...
+    def adopt(self, row: TaskRow, mine: TaskRow | None, now: float) -> None: ...
 
 
 class Merger:
@@ -195,7 +195,7 @@ class Merger:
         if mine is not None and mine.state >= TaskState.SUCCEEDED and _decided(mine) != _decided(row):
             self._supersede(mine, row)
         if self._target is not None:
-            self._target.adopt(row, is_new=mine is None, now=now)
+            self._target.adopt(row, mine, now)
         else:
             self._outbox.take([row])
 

@@ -56,6 +56,7 @@ class Node:
             ev.SettingsChanged: self._on_scheduler("on_settings_changed"),
             ev.Committed: self._on_committed,
             ev.CommitFailed: self._on_commit_failed,
+            ev.BacklogRead: self._on_scheduler("on_read"),
             ev.RowsRead: self._on_scheduler("on_read"),
             ev.IdsRead: self._on_scheduler("on_read"),
             ev.ReadFailed: self._on_scheduler("on_read_failed"),

@@ -37,6 +37,16 @@ class KnownNodes(Mapping[int, NodeRow]):
             self._rows[row.node_id] = row
             self._outbox.node(row)
 
+    def write_worker(self, row: NodeRow, *, is_here: bool) -> None:
+        """Remember a worker. Of one that is not here only what it was before is known of its roles; and of one that is
+        a scheduler as well, it counts when it last was in sync."""
+        old = self._rows.get(row.node_id)
+        if old is not None:
+            roles = row.roles if is_here else old.roles
+            seen_s = old.seen_s if "scheduler" in roles and "scheduler" in old.roles else row.seen_s
+            row = NodeRow(row.node_id, row.name, roles, row.drain_reason, seen_s)
+        self.write(row)
+
     def write_scheduler(self, node: NodeInfo, seen_s: float) -> None:
         """Remember a scheduler: `seen_s` is when it last held everything, 0 for never."""
         old = self._rows.get(node.node_id)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from taskd.core.effects import Effect
-from taskd.core.events import IdsRead, RowsRead
+from taskd.core.events import BacklogRead, IdsRead, RowsRead
 
 ReadEffect = Callable[[int], Effect]  # makes the effect for a call number
-Then = Callable[[Any, float], None]  # is told RowsRead or IdsRead, and the time
+Then = Callable[[Any, float], None]  # is told the answer, and the time
 
 
 class Reads:
@@ -26,6 +26,6 @@ class Reads:
         self._waiting[self._count] = then
         self._say(make(self._count))
 
-    def answered(self, event: RowsRead | IdsRead, now: float) -> None:
+    def answered(self, event: BacklogRead | RowsRead | IdsRead, now: float) -> None:
         """An answer came."""
         self._waiting.pop(event.call)(event, now)

@@ -205,7 +205,7 @@ class Scheduler(Leadership):
             self.feed.settings = event.settings
             self.leader.on_settings_changed(event.settings)
 
-    def on_read(self, event: ev.RowsRead | ev.IdsRead, now: float) -> None:
+    def on_read(self, event: ev.BacklogRead | ev.RowsRead | ev.IdsRead, now: float) -> None:
         """A reading that we asked for."""
         self._reads.answered(event, now)
 

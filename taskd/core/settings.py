@@ -19,3 +19,4 @@ class SchedulerSettings(Struct, frozen=True):
     hand_over_after_s: float = 10.0
     empty_wait_s: float = 10.0
     finished_age_max_s: float = 7 * 86_400.0
+    window: int = 8192  # tasks that wait in memory, of each shape; the others are on the disk alone

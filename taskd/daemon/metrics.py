@@ -11,10 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from taskd.core.ledger import Ledger
 from taskd.core.scheduler import Scheduler
 from taskd.core.stats import Histogram
-from taskd.core.task import TaskState
 from taskd.daemon.shell import Shell, monotonic
 from taskd.version import VERSION
 
@@ -116,7 +114,7 @@ class _NodeCollector(Collector):
         yield tasks
         age = GaugeMetricFamily("taskd_queue_oldest_age_seconds", "Age of the oldest ready task.", labels=["queue"])
         now_s = self._shell.utc()
-        for queue, submitted_s in _oldest_ready(scheduler.ledger):
+        for queue, submitted_s in scheduler.ledger.queue.oldest_s().items():
             age.add_metric([queue], max(0.0, now_s - submitted_s))
         yield age
         nodes = GaugeMetricFamily("taskd_nodes", "Known workers.", labels=["role", "state"])
@@ -135,18 +133,6 @@ class _NodeCollector(Collector):
         for word, count in nodes_by_state.items():
             nodes.add_metric(["worker", word], count)
         yield from (nodes, capacity, used)
-
-
-def _oldest_ready(ledger: Ledger) -> Iterator[tuple[str, float]]:
-    """When the oldest ready task of each queue was submitted. The first that is found is the oldest, so that there is
-    little to look at however many wait."""
-    wanted = {queue for state, queue in ledger.counts if state is TaskState.QUEUED}
-    for task in ledger.tasks.values():
-        if not wanted:
-            return
-        if task.state is TaskState.QUEUED and task.spec.queue in wanted:
-            wanted.remove(task.spec.queue)
-            yield task.spec.queue, task.spec.submitted_s
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:

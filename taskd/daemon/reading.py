@@ -13,8 +13,8 @@ from taskd.store.base import Store
 AT_ONCE_MAX = 4  # The store has one process for them: more of them would only hold more rows.
 WAITING_MAX = 1000  # A node asks for a few at a time for each other scheduler.
 
-Read = fx.ReadUnfinished | fx.ReadLacking | fx.ReadRows | fx.ReadIds | fx.ReadOld
-READS = (fx.ReadUnfinished, fx.ReadLacking, fx.ReadRows, fx.ReadIds, fx.ReadOld)
+Read = fx.ReadBacklog | fx.ReadLacking | fx.ReadRows | fx.ReadIds | fx.ReadOld
+READS = (fx.ReadBacklog, fx.ReadLacking, fx.ReadRows, fx.ReadIds, fx.ReadOld)
 
 
 class Readings:
@@ -50,8 +50,8 @@ class Readings:
     async def _made(self, read: Read) -> ev.Event:
         store = self._store
         match read:
-            case fx.ReadUnfinished(call, after):
-                return ev.RowsRead(call, *await store.unfinished(after))
+            case fx.ReadBacklog(call, after):
+                return ev.BacklogRead(call, *await store.backlog(after))
             case fx.ReadLacking(call, seen, after):
                 return ev.RowsRead(call, *await store.lacking(seen, after))
             case fx.ReadRows(call, ids):

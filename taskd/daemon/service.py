@@ -223,9 +223,13 @@ class DaemonService:
 
     def explain(self, id: bytes) -> Explanation | None:
         """Why a task stands where it stands."""
-        task = self._scheduler.ledger.tasks.get(id)
+        ledger = self._scheduler.ledger
+        task = ledger.tasks.get(id)
         if task is None:
-            return None
+            unfinished = [row for row in self._store.get([id]) if row.state < TaskState.SUCCEEDED]
+            if not unfinished or not self.leads:
+                return None
+            task = ledger.looked_up(unfinished[0])
         why = explain(self._scheduler, task)
         nodes = [NodeFit(fit.node_id, fit.name, fit.fits, fit.ever, fit.why) for fit in why.fits]
         return Explanation(text_of(id), task.state.word, why.reason, why.text, why.position, why.until_s, nodes)

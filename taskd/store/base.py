@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from taskd.core.backlog import Backlog
 from taskd.core.effects import Commit
 from taskd.core.events import Loaded
 from taskd.protocol.messages import Dot, TaskRow
@@ -36,8 +37,8 @@ class Store(Protocol):
     def load(self) -> Loaded:
         """What a scheduler needs at start, tasks aside. Raises StoreError."""
 
-    async def unfinished(self, after: bytes) -> tuple[list[TaskRow], bytes | None]:
-        """Unfinished tasks by id, above `after`, a few thousand; and where to go on, None at the end."""
+    async def backlog(self, after: bytes) -> tuple[Backlog, bytes | None]:
+        """Unfinished tasks by id, above `after`, some thousands; and where to go on, None at the end."""
 
     async def lacking(self, seen: Sequence[Dot], after: bytes) -> tuple[list[TaskRow], bytes | None]:
         """Tasks by id, above `after`, whose last change `seen` (term, greatest lsn) does not cover: at most some

@@ -138,7 +138,7 @@ def serve_reads(stream: socket.socket, path: Path) -> None:
                 case wire.Count(before):
                     return wire.Counts(*queries.count(connection, before))
                 case wire.Unfinished(after):
-                    return wire.Rows(*queries.unfinished(connection, after))
+                    return wire.Waiting(*queries.backlog(connection, after))
                 case wire.Lacking(seen, after):
                     return wire.Rows(*queries.lacking(connection, seen, after))
                 case wire.Fetch(ids):

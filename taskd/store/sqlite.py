@@ -22,6 +22,7 @@ from pathlib import Path
 import apsw
 import msgspec
 
+from taskd.core.backlog import Backlog
 from taskd.core.effects import Commit
 from taskd.core.events import Loaded
 from taskd.errors import StoreError
@@ -161,10 +162,12 @@ class SQLiteStore:
 
     # -- Long reading, in the process ----------------------------------------------------------------------------------
 
-    async def unfinished(self, after: bytes) -> tuple[list[TaskRow], bytes | None]:
-        """Unfinished tasks by id, above `after`, about 2,000; and where to go on, None at the end. Raises StoreError,
-        Overloaded."""
-        return await self._slice_of_rows(wire.Unfinished(after))
+    async def backlog(self, after: bytes) -> tuple[Backlog, bytes | None]:
+        """Unfinished tasks by id, above `after`, at most 10,000; and where to go on, None at the end. Raises
+        StoreError, Overloaded."""
+        answer = await self._reads.ask(wire.Unfinished(after))
+        assert isinstance(answer, wire.Waiting), answer
+        return answer.backlog, answer.next or None
 
     async def lacking(self, seen: Sequence[Dot], after: bytes) -> tuple[list[TaskRow], bytes | None]:
         """Tasks by id, above `after`, whose last change `seen` does not cover: at most 500 or about 1 MiB, often none,

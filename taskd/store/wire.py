@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import msgspec
 from msgspec import Struct
 
+from taskd.core.backlog import Backlog
 from taskd.core.effects import Purge
 from taskd.protocol.messages import Dot, TaskRow
 from taskd.store.base import Query
@@ -60,7 +61,7 @@ class Count(_Value, frozen=True):
 
 
 class Unfinished(_Value, frozen=True):
-    """Read one slice of the unfinished tasks, by id."""
+    """Read one slice of the unfinished tasks, by id, as a Backlog."""
 
     after: bytes
 
@@ -103,6 +104,13 @@ class Rows(_Value, frozen=True):
     next: bytes
 
 
+class Waiting(_Value, frozen=True):
+    """A slice of the unfinished tasks, and where the next begins."""
+
+    backlog: Backlog
+    next: bytes
+
+
 class Ids(_Value, frozen=True):
     """A slice of ids, and where the next begins."""
 
@@ -124,7 +132,7 @@ class Failed(_Value, frozen=True):
 
 
 Read = Scan | ScanIds | Count | Unfinished | Lacking | Fetch | AllIds | Ended
-Answer = Written | Rows | Ids | Counts | Failed
+Answer = Written | Rows | Waiting | Ids | Counts | Failed
 
 decode_write = msgspec.msgpack.Decoder(Write).decode
 decode_read: Callable[[bytes], Read] = msgspec.msgpack.Decoder(Read).decode

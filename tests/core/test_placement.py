@@ -18,7 +18,7 @@ class Floor:
     """A queue, a roster, and tasks that come and go."""
 
     def __init__(self) -> None:
-        self.queue = ReadyQueue()
+        self.queue = ReadyQueue(10_000)
         self.roster = Roster()
         self._ids = 0
 

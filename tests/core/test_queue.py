@@ -34,7 +34,7 @@ TASKS = st.lists(
 def test_the_order_is_by_priority_then_age_then_id_whatever_is_taken_out(
     options: list[dict[str, object]], data: st.DataObject
 ) -> None:
-    queue = ReadyQueue()
+    queue = ReadyQueue(10_000)
     tasks = [task(number, **option) for number, option in enumerate(options)]
     for it in tasks:
         queue.push(it)
@@ -57,7 +57,7 @@ def test_the_order_is_by_priority_then_age_then_id_whatever_is_taken_out(
 
 
 def test_tasks_with_equal_needs_have_one_shape() -> None:
-    queue = ReadyQueue()
+    queue = ReadyQueue(10_000)
     one, same, other = task(1, resources={"gpus": 1}), task(2, resources={"gpus": 1}), task(3, constraints=("zone=a",))
     assert queue.push(one) is queue.push(same)
     assert queue.push(other) is not one.shape
@@ -65,11 +65,11 @@ def test_tasks_with_equal_needs_have_one_shape() -> None:
 
 
 def test_needs_of_nothing_are_no_needs() -> None:
-    assert ReadyQueue().push(task(1, resources={"gpus": 0})).needs == ()
+    assert ReadyQueue(10_000).push(task(1, resources={"gpus": 0})).needs == ()
 
 
 def test_shapes_are_forgotten_when_nothing_waits_and_there_are_many() -> None:
-    queue = ReadyQueue()
+    queue = ReadyQueue(10_000)
     for number in range(3 * SHAPES_KEPT):
         it = task(number, resources={"cpus": number + 1})
         queue.push(it)
@@ -78,7 +78,7 @@ def test_shapes_are_forgotten_when_nothing_waits_and_there_are_many() -> None:
 
 
 def test_shapes_with_waiting_tasks_are_kept_however_many() -> None:
-    queue = ReadyQueue()
+    queue = ReadyQueue(10_000)
     tasks = [task(number, resources={"cpus": number + 1}) for number in range(3 * SHAPES_KEPT)]
     for it in tasks:
         queue.push(it)
@@ -87,7 +87,7 @@ def test_shapes_with_waiting_tasks_are_kept_however_many() -> None:
 
 
 def test_a_task_that_comes_back_after_its_shape_was_forgotten_is_found() -> None:
-    queue = ReadyQueue()
+    queue = ReadyQueue(10_000)
     back = task(1, resources={"gpus": 7})
     queue.pop(queue.push(back))
     for number in range(2 * SHAPES_KEPT):
@@ -96,7 +96,7 @@ def test_a_task_that_comes_back_after_its_shape_was_forgotten_is_found() -> None
 
 
 def test_what_is_cancelled_leaves_nothing_behind() -> None:
-    queue = ReadyQueue()
+    queue = ReadyQueue(10_000)
     tasks = [task(number) for number in range(10_000)]
     for it in tasks:
         queue.push(it)
@@ -108,7 +108,7 @@ def test_what_is_cancelled_leaves_nothing_behind() -> None:
 
 
 def test_the_mean_duration_follows_at_once_and_then_slowly() -> None:
-    shape = Shape(TaskSpec("command"))
+    shape = Shape(TaskSpec("command"), 10_000)
     assert shape.mean_s is None
     shape.ran(10.0)
     assert shape.mean_s == 10.0

@@ -463,3 +463,22 @@ def test_who_leads_alone_where_there_were_others_says_that_there_is_no_copy(worl
     world.run(5.0)
     kinds = [told.kind for node_id, told in world.announced if node_id == 2]
     assert kinds.index("leader.changed") < kinds.index("durability.local")
+
+
+def test_a_scheduler_that_is_a_worker_too_is_remembered_as_both_whatever_is_done_to_the_worker(world: World) -> None:
+    for node_id in (1, 2):
+        world.add(node_id, "scheduler", "worker")
+    world.run(2.0)
+    world.crash(1)
+    world.run(2.0)
+    seen_s = world.hosts[2].node_rows[1].seen_s
+    for _ in range(2):
+        world.ask(lambda call: ev.DrainWanted(call, 1, "upkeep"), 2)
+        world.crash(2)
+        world.restart(2)
+        world.run(2.0)
+    row = world.hosts[2].node_rows[1]
+    assert (row.roles, row.drain_reason, row.seen_s) == (("scheduler", "worker"), "upkeep", seen_s)
+    scheduler = world.hosts[2].node.scheduler
+    assert scheduler is not None
+    assert [other.node_id for other in scheduler.away(world.now)] == [1]

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
+from taskd.core.backlog import Sorter
 from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import Outcome, Record, TaskSpec, TaskState, decode_record, encode, units
@@ -90,8 +91,12 @@ class Host:
         """What the disk answers."""
         rows = [self.rows[task_id] for task_id in sorted(self.rows)]
         match effect:
-            case fx.ReadUnfinished(call, after):
-                return ev.RowsRead(call, [row for row in rows if row.id > after and row.state < TaskState.SUCCEEDED])
+            case fx.ReadBacklog(call, after):
+                sorter = Sorter()
+                for row in rows:
+                    if row.id > after and row.state < TaskState.SUCCEEDED:
+                        sorter.add(row)
+                return ev.BacklogRead(call, sorter.backlog())
             case fx.ReadLacking(call, seen, after):
                 covered = {dot.term: dot.lsn for dot in seen}
                 return ev.RowsRead(
@@ -298,7 +303,7 @@ class World:
             case fx.Reply(call, answer, durability):
                 self.replies[call] = answer
                 self.durability[call] = durability
-            case fx.ReadUnfinished() | fx.ReadLacking() | fx.ReadRows() | fx.ReadIds() | fx.ReadOld():
+            case fx.ReadBacklog() | fx.ReadLacking() | fx.ReadRows() | fx.ReadIds() | fx.ReadOld():
                 self.post(node_id, host.read(effect))
             case fx.AnnounceNode():
                 self.announced.append((node_id, effect))

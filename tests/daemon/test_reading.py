@@ -10,12 +10,16 @@ import pytest
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
+from taskd.core.backlog import Backlog
 from taskd.daemon import reading
 from taskd.daemon.reading import AT_ONCE_MAX, Readings
 from taskd.errors import Overloaded, StoreError
 from taskd.protocol.messages import Dot, TaskRow, Term
 
 SEEN = (Dot(Term(1, 2, 3), 4),)
+
+
+BACKLOG = Backlog([], [], [], b"x")
 
 
 def row(number: int) -> TaskRow:
@@ -41,9 +45,9 @@ class FakeStore:
         if self.failure is not None:
             raise self.failure
 
-    async def unfinished(self, after: bytes) -> tuple[list[TaskRow], bytes | None]:
-        await self._answer("unfinished", after)
-        return [row(1)], b"next"
+    async def backlog(self, after: bytes) -> tuple[Backlog, bytes | None]:
+        await self._answer("backlog", after)
+        return BACKLOG, b"next"
 
     async def lacking(self, seen: Any, after: bytes) -> tuple[list[TaskRow], bytes | None]:
         await self._answer("lacking", seen, after)
@@ -83,7 +87,7 @@ async def stage() -> AsyncIterator[Stage]:
 @pytest.mark.parametrize(
     ("effect", "asked", "event"),
     [
-        (fx.ReadUnfinished(1, b"a"), ("unfinished", b"a"), ev.RowsRead(1, [row(1)], b"next")),
+        (fx.ReadBacklog(1, b"a"), ("backlog", b"a"), ev.BacklogRead(1, BACKLOG, b"next")),
         (fx.ReadLacking(2, SEEN, b"b"), ("lacking", SEEN, b"b"), ev.RowsRead(2, [row(2)], None)),
         (fx.ReadRows(3, [b"c"]), ("rows", [b"c"]), ev.RowsRead(3, [row(3)])),
         (fx.ReadIds(4, b"d"), ("ids", b"d"), ev.IdsRead(4, [b"id"], b"next")),

@@ -16,6 +16,7 @@ from taskd import failpoints
 from taskd.core import effects as fx
 from taskd.core import events as ev
 from taskd.core import scheduler
+from taskd.core.backlog import Backlog
 from taskd.core.feed import StandbyView
 from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
@@ -47,8 +48,8 @@ class FakeStore:
             future.set_result(None)
         await future
 
-    async def unfinished(self, after: bytes) -> tuple[list[msg.TaskRow], bytes | None]:
-        return [], None
+    async def backlog(self, after: bytes) -> tuple[Backlog, bytes | None]:
+        return Backlog([], [], [], b""), None
 
     def size_bytes(self) -> int:
         return 4096

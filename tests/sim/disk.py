@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
+from taskd.core.backlog import Sorter
 from taskd.core.task import TaskState
 from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, NodeRow, TaskRow, Term
 
-Read = fx.ReadUnfinished | fx.ReadLacking | fx.ReadRows | fx.ReadIds | fx.ReadOld
+Read = fx.ReadBacklog | fx.ReadLacking | fx.ReadRows | fx.ReadIds | fx.ReadOld
 T = TypeVar("T")
 
 
@@ -79,12 +80,16 @@ class Database:
         is_empty = not self.seen and (self.has_strays or not self.rows)
         return ev.Loaded(self.term, dots, list(self.nodes.values()), self.last_purge, is_empty, self.has_strays)
 
-    def read(self, effect: Read) -> ev.RowsRead | ev.IdsRead:
+    def read(self, effect: Read) -> ev.BacklogRead | ev.RowsRead | ev.IdsRead:
         """Answer a reading as of now."""
         match effect:
-            case fx.ReadUnfinished(call, after):
+            case fx.ReadBacklog(call, after):
                 unfinished = (row for row in self._above(after) if row.state < TaskState.SUCCEEDED)
-                return ev.RowsRead(call, *_paged(unfinished, self.page, lambda row: row.id))
+                rows, after_page = _paged(unfinished, self.page, lambda row: row.id)
+                sorter = Sorter()
+                for row in rows:
+                    sorter.add(row)
+                return ev.BacklogRead(call, sorter.backlog(), after_page)
             case fx.ReadLacking(call, seen, after):
                 return self._read_lacking(call, seen, after)
             case fx.ReadRows(call, ids):

@@ -83,7 +83,7 @@ class Host:
         self._ticked = (-1.0, 0)
         self._do: dict[type[fx.Effect], Callable[[Any], None]] = {
             fx.Send: self._send, fx.Disconnect: self._disconnect, fx.Commit: self._commit,
-            fx.ReadUnfinished: self._read, fx.ReadLacking: self._read, fx.ReadRows: self._read,
+            fx.ReadBacklog: self._read, fx.ReadLacking: self._read, fx.ReadRows: self._read,
             fx.ReadIds: self._read, fx.ReadOld: self._read,
             fx.Reply: self._reply, fx.Announce: self._announce, fx.AnnounceNode: self._ignore,
             fx.AnnounceRows: self._announce_rows, fx.Superseded: self._superseded, fx.Start: self._start, fx.Terminate: self._terminate, fx.Kill: self._kill, fx.Journal: self._journal,

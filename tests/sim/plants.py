@@ -349,8 +349,8 @@ def keeps_the_old_dot_after_a_join(patch: Patch) -> None:
     patch.set(merger_module, "_joined_row", lambda mine, joined, dot: joined_row(mine, joined, mine.dot))
     adopt = Adoption.adopt
 
-    def quiet(adoption: Adoption, row: msg.TaskRow, *, is_new: bool, now: float) -> None:
-        adopt(adoption, row, is_new=is_new, now=now)
+    def quiet(adoption: Adoption, row: msg.TaskRow, mine: msg.TaskRow | None, now: float) -> None:
+        adopt(adoption, row, mine, now)
         adoption._outbox._open.updated.pop(row.id, None)
 
     patch.set(Adoption, "adopt", quiet)

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from taskd.core import effects as fx
+from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import Outcome, TaskState
 from taskd.errors import TaskdError
 from taskd.protocol import messages as msg
@@ -447,8 +448,9 @@ class Referee:
                         raise Violation("1", f"{host.name} leads without what {other.name} had: {lsn} of {earlier}")
 
     def _sent_register(self, host: Host, to: int, message: msg.Register) -> None:
-        if message.term is None or message.term.node_id != to:
-            return  # It says only that it obeys another.
+        term = message.term
+        if term is None or term.node_id != to or message.offer == NOTHING_OFFERED:
+            return  # It says only that it obeys another, or obeyed an earlier life of this one.
         told = self.sight(host).acknowledged
         for key in host.journal.replay()[2]:
             if key not in message.unacknowledged and key not in told:

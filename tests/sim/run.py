@@ -117,6 +117,7 @@ def draw_world(seed: int, *, is_traced: bool = False) -> World:
         standby_grace_s=random.choice((0.5, 2.5)),
         hand_over_after_s=random.choice((0.5, 2.0, 10.0)),
         empty_wait_s=random.choice((1.0, 10.0)),
+        window=random.choice((1, 2, 5, 8192)),
         finished_age_max_s=15.0 if is_purging else 7 * 86_400.0,
     )
     _draw_hosts(world, settings)

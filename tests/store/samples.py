@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
+from taskd.core.backlog import Backlog
 from taskd.core.effects import Commit
 from taskd.core.task import Record, TaskSpec, TaskState, encode
 from taskd.protocol.messages import Dot, NodeRow, TaskRow, Term
-from taskd.store.base import Store
+from taskd.store.base import Query, Store
 
 BOOT = (1 << 63) - 1
 EMPTY_RECORD = encode(Record([]))
@@ -62,11 +63,19 @@ def dot(epoch: int, node_id: int, boot: int, lsn: int) -> Dot:
 
 async def unfinished(store: Store) -> list[TaskRow]:
     """All unfinished tasks, by id."""
-    rows, after = await store.unfinished(b"")
+    states = tuple(state for state in TaskState if not state.is_final)
+    return (await store.list(Query(states=states, limit=100_000)))[::-1]
+
+
+async def backlog(store: Store) -> tuple[list[Backlog], list[bytes]]:
+    """What a leader loads, in slices; and where each slice but the last ended."""
+    parts, ends = [], []
+    after: bytes | None = b""
     while after is not None:
-        more, after = await store.unfinished(after)
-        rows += more
-    return rows
+        part, after = await store.backlog(after)
+        parts.append(part)
+        ends += [after] if after is not None else []
+    return parts, ends
 
 
 def numbers(rows: Iterable[TaskRow]) -> list[int]:

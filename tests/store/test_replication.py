@@ -11,17 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taskd.core.backlog import Backlog, entry_of
 from taskd.core.effects import Purge
 from taskd.core.events import Loaded
-from taskd.core.task import TaskState, encode
+from taskd.core.task import Record, TaskSpec, TaskState, encode
 from taskd.errors import StoreError
 from taskd.protocol.messages import Dot, NodeRow, TaskRow, Term
 from taskd.store.base import Store
 from tests.store.conftest import OpenStore
-from tests.store.samples import commit, dot, numbers, task_id, task_row, unfinished
+from tests.store.samples import backlog, commit, dot, numbers, task_id, task_row, unfinished
 
 S = TaskState
 GREATEST = (1 << 63) - 1
+SUBMITTED_S = task_row(0).submitted_s
 
 
 def version(number: int, at: Dot) -> TaskRow:
@@ -322,23 +324,54 @@ async def test_large_rows_make_short_slices(store: Store):
     rows, _ = await store.lacking((), b"")
     assert len(rows) == 4
     assert (await walk(lambda after: store.lacking((), after)))[0] == many
-    rows, _ = await store.unfinished(b"")
-    assert len(rows) < 20
-    assert (await walk(store.unfinished))[0] == many
     assert await store.rows([row.id for row in many]) == many
 
 
 # -- Reading by id -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_unfinished_come_by_id_in_slices(store: Store):
+async def test_the_backlog_comes_by_id_in_slices(store: Store):
     states = [S.QUEUED, S.SUCCEEDED, S.RUNNING, S.FAILED]
-    await store.commit(commit([task_row(number, states[number % 4]) for number in reversed(range(9000))]))
-    rows, slices = await walk(store.unfinished)
-    assert numbers(rows) == list(range(0, 9000, 2))
-    assert slices == 3
-    assert numbers((await store.unfinished(task_id(8995)))[0]) == [8996, 8998]
-    assert await store.unfinished(task_id(9000)) == ([], None)
+    await store.commit(commit([task_row(number, states[number % 4]) for number in reversed(range(25_000))]))
+    parts, ends = await backlog(store)
+    assert ends == [task_id(2 * 9_999)]
+    entries = b"".join(part.ready[0].entries for part in parts)
+    assert entries == b"".join(entry_of(SUBMITTED_S, task_id(number)) for number in range(0, 25_000, 4))
+    assert numbers(row for part in parts for row in part.rows) == list(range(2, 25_000, 4))
+    assert await store.backlog(task_id(25_000)) == (Backlog([], [], [], b""), None)
+
+
+async def test_large_rows_make_short_slices_of_the_backlog(store: Store):
+    running = [task_row(number, S.RUNNING, record=encode(Record([], reason="x" * 300_000))) for number in range(20)]
+    await store.commit(commit(running))
+    parts, ends = await backlog(store)
+    assert len(ends) == 1
+    assert [row for part in parts for row in part.rows] == running
+
+
+async def test_who_waits_comes_in_brief(store: Store):
+    due = encode(Record([], due_s=5.0))
+    rows = [
+        task_row(1, priority=7, spec=encode(TaskSpec("noop", priority=7))),
+        task_row(2, spec=encode(TaskSpec("noop", constraints=("gpu",), deadline_s=9.0))),
+        task_row(3, spec=encode(TaskSpec("noop", resources={"cpus": 500}, params=b"deadline_s"))),
+        task_row(4, S.SCHEDULED, record=due, spec=encode(TaskSpec("noop", deadline_s=8.0))),
+        task_row(5, S.RETRYING, record=due, queue="night"),
+        task_row(6, record=encode(Record([], cancel_wanted=True))),
+        task_row(7, S.RETRYING, record=encode(Record([], cancel_wanted=True))),
+        task_row(8, priority=7, spec=encode(TaskSpec("noop", priority=7))),
+        task_row(9, S.ASSIGNED),
+    ]
+    await store.commit(commit(rows))
+    ((part,), _) = await backlog(store)
+    assert numbers(part.rows) == [6, 7, 9]
+    one, two, three, eight = (entry_of(SUBMITTED_S, task_id(number)) for number in (1, 2, 3, 8))
+    assert sorted(ready.entries for ready in part.ready) == [one + eight, two, three]
+    entries = [(delayed.state, delayed.queue, delayed.entries) for delayed in part.delayed]
+    assert sorted(entries) == [
+        (S.SCHEDULED, "default", entry_of(5.0, task_id(4))), (S.RETRYING, "night", entry_of(5.0, task_id(5))),
+    ]  # fmt: skip
+    assert part.deadlines == entry_of(9.0, task_id(2)) + entry_of(8.0, task_id(4))
 
 
 async def test_rows_of_any_number_of_ids(store: Store):

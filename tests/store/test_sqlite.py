@@ -205,7 +205,7 @@ def damaged(path: Path) -> Path:
 async def test_damaged_pages_are_told_clearly(damaged: Path):
     with opened(damaged) as store:
         with pytest.raises(StoreError, match="damaged"):
-            await store.unfinished(b"")
+            await store.backlog(b"")
         with pytest.raises(StoreError, match="damaged"):
             store.get([task_id(number) for number in range(1000)])
         with pytest.raises(StoreError, match="damaged"):
