@@ -323,7 +323,7 @@ class Daemon:
 
 def _scheduler_settings(config: Config) -> SchedulerSettings:
     wanted = config.scheduler
-    names = [name for name in SchedulerSettings.__struct_fields__ if name != "finished_age_max_s"]
+    names = [name for name in SchedulerSettings.__struct_fields__ if hasattr(wanted, name)]
     return SchedulerSettings(
         **{name: getattr(wanted, name) for name in names}, finished_age_max_s=wanted.finished_age_max
     )
