@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from struct import Struct as Layout
 
 import msgspec
@@ -14,6 +15,9 @@ ID_BYTES = 16
 ENTRY_BYTES = 8 + ID_BYTES
 
 _TIME = Layout(">d")  # In this form times from 1970 on are in the order of their bytes.
+_pack_time = _TIME.pack
+_QUEUED = int(TaskState.QUEUED)
+_DELAYED = (int(TaskState.SCHEDULED), int(TaskState.RETRYING))
 _UNTOUCHED = b"\x90\xc2"  # How a record goes on that has no attempt, and that nobody wants cancelled.
 
 
@@ -56,7 +60,7 @@ _decode_shape = msgspec.msgpack.Decoder(_ShapeOfSpec).decode
 
 def entry_of(due_s: float, task_id: bytes) -> bytes:
     """A time and a task, in a form whose order is that of the times."""
-    return _TIME.pack(due_s) + task_id
+    return _pack_time(due_s) + task_id
 
 
 def due_of(entry: bytes) -> tuple[float, bytes]:
@@ -71,12 +75,6 @@ class Sorter:
         self._ready: dict[tuple[object, ...], tuple[bytes, str, bytearray]] = {}
         self._delayed: dict[tuple[int, str], bytearray] = {}
         self._deadlines = bytearray()
-        self._rows: list[TaskRow] = []
-
-    def add(self, row: TaskRow) -> None:
-        """One more task, in the order of their ids. Raises msgspec.DecodeError where it is damaged."""
-        if not self.takes(row.id, row.state, row.priority, row.queue, row.type, row.submitted_s, row.spec, row.record):
-            self._rows.append(row)
 
     def takes(
         self,
@@ -89,8 +87,9 @@ class Sorter:
         spec: bytes,
         record: bytes,
     ) -> bool:
-        """The same of its columns; False where the whole row is needed, which is to be added with `whole`."""
-        if state == TaskState.QUEUED:
+        """One more task, in the order of their ids; False for one that is needed whole. Raises msgspec.DecodeError
+        where it is damaged. A million take about a second."""
+        if state == _QUEUED:
             if record[1:3] == _UNTOUCHED:
                 may_have_begun = False
             else:
@@ -107,9 +106,9 @@ class Sorter:
             group = self._ready.get(key)
             if group is None:
                 group = self._ready[key] = (spec, queue, bytearray())
-            group[2].extend(entry_of(submitted_s, task_id))
+            group[2].extend(_pack_time(submitted_s) + task_id)
             return True
-        if state not in (TaskState.SCHEDULED, TaskState.RETRYING):
+        if state not in _DELAYED:
             return False
         known = decode_record(record)
         if known.cancel_wanted:
@@ -121,12 +120,18 @@ class Sorter:
                 self._deadlines += entry_of(deadline_s, task_id)
         return True
 
-    def whole(self, row: TaskRow) -> None:
-        """A task that was not taken."""
-        self._rows.append(row)
-
-    def backlog(self) -> Backlog:
-        """All that were added."""
+    def backlog(self, whole: list[TaskRow]) -> Backlog:
+        """All that were taken, and with them those that are needed whole."""
         ready = [ReadyEntries(spec, queue, bytes(entries)) for spec, queue, entries in self._ready.values()]
         delayed = [DelayedEntries(state, queue, bytes(entries)) for (state, queue), entries in self._delayed.items()]
-        return Backlog(self._rows, ready, delayed, bytes(self._deadlines))
+        return Backlog(whole, ready, delayed, bytes(self._deadlines))
+
+
+def sort_out(rows: Iterable[TaskRow]) -> Backlog:
+    """Unfinished tasks as a Backlog. Raises msgspec.DecodeError where one is damaged."""
+    sorter = Sorter()
+    return sorter.backlog([row for row in rows if not sorter.takes(*_parts(row))])
+
+
+def _parts(row: TaskRow) -> tuple[bytes, int, int, str, str, float, bytes, bytes]:
+    return row.id, row.state, row.priority, row.queue, row.type, row.submitted_s, row.spec, row.record

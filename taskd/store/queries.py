@@ -39,6 +39,9 @@ _EXISTING = "SELECT value FROM carray(?) CROSS JOIN tasks ON id = value"
 _BY_ID = "INDEXED BY sqlite_autoindex_tasks_1 WHERE true"
 _BY_UNFINISHED_ID = "INDEXED BY tasks_unfinished WHERE state < 20"
 
+_BACKLOG = f"""SELECT id, state, priority, queue, type, submitted_s, spec, record FROM tasks {_BY_UNFINISHED_ID}
+    AND id > ? ORDER BY id LIMIT ?"""
+
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
 _decode_term = msgspec.json.Decoder(Term).decode
@@ -200,20 +203,22 @@ def _has_labels(spec: bytes, labels: tuple[tuple[str, str], ...]) -> bool:
 def backlog(connection: apsw.Connection, after: bytes) -> tuple[Backlog, bytes]:
     """One slice of the unfinished tasks; and `after` of the next slice, empty when there is none. Also raises
     msgspec.DecodeError where the database is damaged."""
-    sql = f"SELECT {COLUMNS} FROM tasks {_BY_UNFINISHED_ID} AND id > ? ORDER BY id LIMIT ?"
     sorter = Sorter()
+    takes = sorter.takes
     count = size_bytes = 0
-    last = b""
-    for values in connection.execute(sql, (after, UNFINISHED_ROWS)):
-        last, state, priority, queue, type = values[:5]
-        spec, record = values[-2:]
+    task_id = end = b""
+    whole: list[bytes] = []
+    for row in connection.execute(_BACKLOG, (after, UNFINISHED_ROWS)):
         count += 1
-        if not sorter.takes(last, state, priority, queue, type, values[7], spec, record):
-            sorter.whole(TaskRow(*values))
-            size_bytes += len(spec) + len(record)
+        task_id = row[0]
+        if not takes(*row):
+            whole.append(task_id)
+            size_bytes += len(row[-2]) + len(row[-1])
             if size_bytes > SLICE_BYTES:
-                return sorter.backlog(), last
-    return sorter.backlog(), last if count == UNFINISHED_ROWS else b""
+                end = task_id
+                break
+    found = sorter.backlog(get(connection, whole))
+    return found, end or (task_id if count == UNFINISHED_ROWS else b"")
 
 
 def lacking(connection: apsw.Connection, seen: Sequence[Dot], after: bytes) -> tuple[list[TaskRow], bytes]:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
-from taskd.core.backlog import Sorter
+from taskd.core.backlog import sort_out
 from taskd.core.node import Node
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import Outcome, Record, TaskSpec, TaskState, decode_record, encode, units
@@ -92,11 +92,8 @@ class Host:
         rows = [self.rows[task_id] for task_id in sorted(self.rows)]
         match effect:
             case fx.ReadBacklog(call, after):
-                sorter = Sorter()
-                for row in rows:
-                    if row.id > after and row.state < TaskState.SUCCEEDED:
-                        sorter.add(row)
-                return ev.BacklogRead(call, sorter.backlog())
+                waiting = (row for row in rows if row.id > after and row.state < TaskState.SUCCEEDED)
+                return ev.BacklogRead(call, sort_out(waiting))
             case fx.ReadLacking(call, seen, after):
                 covered = {dot.term: dot.lsn for dot in seen}
                 return ev.RowsRead(

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
-from taskd.core.backlog import Sorter
+from taskd.core.backlog import sort_out
 from taskd.core.task import TaskState
 from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, NodeRow, TaskRow, Term
 
@@ -86,10 +86,7 @@ class Database:
             case fx.ReadBacklog(call, after):
                 unfinished = (row for row in self._above(after) if row.state < TaskState.SUCCEEDED)
                 rows, after_page = _paged(unfinished, self.page, lambda row: row.id)
-                sorter = Sorter()
-                for row in rows:
-                    sorter.add(row)
-                return ev.BacklogRead(call, sorter.backlog(), after_page)
+                return ev.BacklogRead(call, sort_out(rows), after_page)
             case fx.ReadLacking(call, seen, after):
                 return self._read_lacking(call, seen, after)
             case fx.ReadRows(call, ids):

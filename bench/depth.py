@@ -1,0 +1,162 @@
+"""`make bench-depth`: what a long queue costs: memory, the rate at which it is worked off, and the time of a restart.
+
+One scheduler with its defaults, fsync and TLS on. For each depth so many no-op tasks are queued while no worker is
+there; then the scheduler's memory is read, it is killed and started again, and two workers come and work a part of
+the queue off.
+Prints a table, writes the figures as JSON, and, with matplotlib installed, a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.run import HANDLERS, Client, batch_of
+from tests.integration.cluster import LOOPBACK, Cluster, Daemon, eventually, free_port
+
+RESULTS = Path(__file__).parent / "results" / "depth.json"
+BATCH = 2000
+WORKED_OFF = 20_000  # Tasks of a queue whose rate is measured, after as many that warm everything up.
+WARM = 5_000
+DEPTHS = (10_000, 100_000, 1_000_000)
+TIMEOUT_S = 600.0
+console = Console(file=sys.stdout)
+Figures = dict[str, float]
+
+
+def rss_bytes(daemon: Daemon) -> int:
+    """Resident memory of a daemon's own process, without that of its children."""
+    assert daemon.process is not None
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) << 10
+
+
+def unfinished(head: Daemon) -> int:
+    counts: dict[str, int] = head.ok("GET", "/v1/cluster")["tasks"]
+    return sum(counts.values())
+
+
+def leads(head: Daemon) -> bool:
+    try:
+        view: dict[str, Any] = head.ok("GET", "/v1/cluster?own=1")
+    except OSError:
+        return False
+    return bool(view["leader"])
+
+
+def fill(head: Daemon, count: int) -> float:
+    """Queue so many tasks; returns how many a second."""
+    client = Client(head.socket)
+    body = batch_of({"type": "noop", "params": {}}, BATCH)
+    begun = time.perf_counter()
+    for _ in range(count // BATCH):
+        client.post("/v1/tasks", body)
+    client.close()
+    return count / (time.perf_counter() - begun)
+
+
+def drop_to(head: Daemon, count: int) -> float:
+    """When so many are left."""
+    eventually(lambda: unfinished(head) <= count, TIMEOUT_S)
+    return time.perf_counter()
+
+
+def measure(directory: Path, depth: int) -> Figures:
+    """All figures of one depth."""
+    made = Cluster(directory)
+    try:
+        return _measure(made, depth)
+    finally:
+        made.close()
+
+
+def _measure(made: Cluster, depth: int) -> Figures:
+    port = free_port()
+    made.env = {**LOOPBACK, "TASKD_NETWORK_MDNS": "false", **HANDLERS, "TASKD_WORKER_SLOTS": "1"}
+    head = made.add("scheduler", "scheduler", "--node-id", "1", "--listen", f"127.0.0.1:{port}")
+    head.start()
+    fill(head, BATCH)
+    empty = rss_bytes(head)
+    rate = fill(head, depth - BATCH)
+    full = rss_bytes(head)
+    head.kill()
+    begun = time.perf_counter()
+    head.start(wait=False)
+    eventually(lambda: leads(head), TIMEOUT_S)
+    restart_s = time.perf_counter() - begun
+    restarted = rss_bytes(head)
+    assert unfinished(head) == depth
+    for number in (2, 3):
+        made.add(f"worker{number}", "worker", "--join", f"127.0.0.1:{port}").start(wait=False)
+    # A short queue is worked off to its end, a long one for as long as it stays one.
+    warm = min(WARM, depth // 4)
+    worked_off = min(WORKED_OFF, depth // 2)
+    begun = drop_to(head, depth - warm)
+    left_at_begin = unfinished(head)
+    ended = drop_to(head, left_at_begin - worked_off)
+    left_at_end = unfinished(head)
+    return {
+        "submissions /s": rate,
+        "RSS MiB, queued": full / 2**20,
+        "RSS MiB, after a restart": restarted / 2**20,
+        "bytes per queued task": (full - empty) / depth,
+        "restart to leading s": restart_s,
+        "worked off /s": (left_at_begin - left_at_end) / (time.perf_counter() - begun) if ended else 0.0,
+        "RSS MiB, working": rss_bytes(head) / 2**20,
+    }
+
+
+def plot(figures: dict[int, Figures], path: Path) -> None:
+    """Rate and memory over depth."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - nothing else needs it
+
+    depths = list(figures)
+    _, rate = plt.subplots(figsize=(7, 4))
+    rate.plot(depths, [figures[depth]["worked off /s"] for depth in depths], "o-", label="worked off /s")
+    rate.set(xscale="log", xlabel="tasks queued", ylabel="tasks /s", ylim=(0, None))
+    memory = rate.twinx()
+    memory.plot(depths, [figures[depth]["RSS MiB, queued"] for depth in depths], "s--", color="C1", label="RSS MiB")
+    memory.set(ylabel="RSS MiB of the scheduler", ylim=(0, None))
+    rate.figure.legend(loc="lower right")
+    rate.figure.tight_layout()
+    rate.figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depths", type=int, nargs="*", default=DEPTHS, help=f"tasks queued (default {DEPTHS})")
+    parser.add_argument("--json", type=Path, default=RESULTS, help=f"the file for the figures (default {RESULTS})")
+    parser.add_argument("--plot", type=Path, help="a file for a plot: PNG or SVG; needs matplotlib")
+    parser.add_argument("--directory", type=Path, help="where the daemons keep their state (default: a temporary one)")
+    options = parser.parse_args()
+    figures: dict[int, Figures] = {}
+    for depth in options.depths:
+        with tempfile.TemporaryDirectory(prefix="taskd-bench-", dir=options.directory) as directory:
+            figures[depth] = measure(Path(directory), depth)
+        console.print(f"{depth:,}: {figures[depth]}", style="dim")
+    table = Table(title=f"Long queues on {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    table.add_column("queued", justify="right")
+    for name in next(iter(figures.values())):
+        table.add_column(name, justify="right")
+    for depth, found in figures.items():
+        table.add_row(f"{depth:,}", *(f"{value:,.0f}" if value >= 100 else f"{value:,.2f}" for value in found.values()))
+    console.print(table)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.plot:
+        plot(figures, options.plot)
+
+
+if __name__ == "__main__":
+    main()
