@@ -41,11 +41,13 @@ class Claim:
         self._leader = leader
         self._won = won
         self._is_durable = False
+        self._had_strays = False
         self._is_over = False
         self._missing: dict[int, None] = {}  # schedulers that have not given everything yet
 
     def start(self, others: list[int]) -> None:
         """Make the term durable, and ask the others."""
+        self._had_strays = self._outbox.has_strays
         self._outbox.begin(self.term)
         self._outbox.then(Continue(self._durable))
         for node_id in others:
@@ -85,6 +87,8 @@ class Claim:
     def _check(self) -> None:
         if self._is_durable and not self._missing and not self.is_loading and not self._is_over:
             self.is_loading = True
+            if not self._had_strays and not self._merger.leaves_strays:
+                self._outbox.expect_strays(has_strays=False)  # All that was given was given whole.
             self._outbox.then(Continue(lambda now: self._take_in_strays(b"")))
 
     def _take_in_strays(self, after: bytes) -> None:

@@ -335,7 +335,7 @@ class Leader:
         if calendar_s is not None and calendar_s <= now_s:
             self.ledger.tick(now_s)
             self._unplaced = True
-        if not self._unplaced or self.is_stopping or self._awaited:
+        if not (self._unplaced or self.ledger.queue.fresh) or self.is_stopping or self._awaited:
             return
         self._unplaced = False
         self._dispatch.hand_out(self.settings, now_s)

@@ -47,6 +47,7 @@ class Merger:
         self._pages: deque[tuple[int, Page]] = deque()
         self._is_busy = False
         self._is_over = False
+        self.leaves_strays = False  # some of the rows that were taken came without what belongs to them
 
     @property
     def is_busy(self) -> bool:
@@ -59,7 +60,8 @@ class Merger:
 
     def forget(self, sender: int) -> None:
         """It is gone: what it gave stays, the rest does not come."""
-        self._expected.pop(sender, None)
+        if self._expected.pop(sender, None) is not None:
+            self.leaves_strays = True
 
     def close(self) -> None:
         """Take nothing more."""
@@ -115,6 +117,11 @@ class Merger:
             return
         for node in page.nodes:
             self._learn_node(node)
+        if target is None and rows:
+            if any(not theirs.covers(row.dot) for row in page.rows):
+                self.leaves_strays = True  # Of the other one, already.
+            if self.leaves_strays or not page.is_last:
+                self._outbox.expect_strays(has_strays=True)
         if page.present is not None:
             self._follow_purges(sender, page, now)
         else:

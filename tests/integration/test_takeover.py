@@ -147,9 +147,7 @@ def test_without_a_standby_nothing_is_taken_where_the_operator_wants_one(build: 
     for scheduler in made.schedulers:
         scheduler.stop()
     for scheduler in made.schedulers:
-        scheduler.start(
-            wait=False, env={"TASKD_SCHEDULER_MIN_REPLICAS": "1", "TASKD_SCHEDULER_STANDBY_GRACE_S": "0.5"}
-        )
+        scheduler.start(wait=False, env={"TASKD_SCHEDULER_MIN_REPLICAS": "1", "TASKD_SCHEDULER_STANDBY_GRACE_S": "0.5"})
     made.wait_until_whole()
     assert made.history.submit(first, made.history.handler())
     second.kill()

@@ -261,10 +261,10 @@ class Clients:
         """A node has answered."""
         if wish.is_done:
             return
-        if isinstance(answer.value, TaskdError):
-            if isinstance(answer.value, Unavailable | NoLeader) or answer.value.status in (429, 503, 507):
-                self.world.engine.after(AGAIN_S, self._try, wish, wish.tries)
-                return
+        error = answer.value if isinstance(answer.value, TaskdError) else None
+        if error is not None and (isinstance(error, Unavailable | NoLeader) or error.status in (429, 503, 507)):
+            self.world.engine.after(AGAIN_S, self._try, wish, wish.tries)
+            return
         wish.answer = answer
         self._close(wish)
 

@@ -21,7 +21,7 @@ FAULTS: dict[str, tuple[Fault, float]] = {}
 """By name: what it does, and how often it strikes compared with others. It says whether it found somebody to strike."""
 
 LATER = ("poison", "skew")
-"""Faults that are not struck from here: tasks that take their worker down, and clocks that were wrong from the start."""
+"""Faults that are not struck from here: tasks that take their worker down, and clocks wrong from the start."""
 
 
 def fault(weight: float) -> Callable[[Fault], Fault]:

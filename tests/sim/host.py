@@ -86,7 +86,8 @@ class Host:
             fx.ReadBacklog: self._read, fx.ReadLacking: self._read, fx.ReadRows: self._read,
             fx.ReadIds: self._read, fx.ReadOld: self._read,
             fx.Reply: self._reply, fx.Announce: self._announce, fx.AnnounceNode: self._ignore,
-            fx.AnnounceRows: self._announce_rows, fx.Superseded: self._superseded, fx.Start: self._start, fx.Terminate: self._terminate, fx.Kill: self._kill, fx.Journal: self._journal,
+            fx.AnnounceRows: self._announce_rows, fx.Superseded: self._superseded,
+            fx.Start: self._start, fx.Terminate: self._terminate, fx.Kill: self._kill, fx.Journal: self._journal,
             fx.Log: self._log, fx.Follow: self._follow, fx.Exit: self._exit,
         }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Planted bugs: each breaks one rule of the protocol, and the simulator has to notice within a few thousand seeds.
 
-A plant is a function that patches the core. Its docstring says which rule it breaks, as the table in the documents does.
+A plant is a function that patches the core. Its docstring says which rule it breaks, as in the table of the documents.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from taskd.core.leader import Leader
 from taskd.core.leadership import Leadership
 from taskd.core.ledger import Ledger
 from taskd.core.merger import Merger
+from taskd.core.nodes import KnownNodes
 from taskd.core.outbox import Continue, Outbox
 from taskd.core.pause import Pause
+from taskd.core.queue import Shape
 from taskd.core.recent import Recent
 from taskd.core.replica import Replica, Stage
 from taskd.core.scheduler import Scheduler
@@ -595,3 +597,61 @@ def wakes_nobody_when_a_read_is_done(patch: Patch) -> None:
         return [it for it in effects if not isinstance(it, Continue)] if count[0] % 7 == 0 else effects
 
     patch.set(Outbox, "committed", lossy)
+
+
+# -- Bugs that there once were -----------------------------------------------------------------------------------------
+
+
+@plant
+def forgets_rows_that_came_alone(patch: Patch) -> None:
+    """Rows that came without what belongs to them are not remembered as such, and never reach another scheduler."""
+    patch.set(Outbox, "expect_strays", _nothing)
+
+
+@plant
+def loses_the_page_after_a_late_one(patch: Patch) -> None:
+    """A page of waiting tasks that comes late takes the next one, which is still being read, for its own."""
+
+    arrived = Shape.arrived
+
+    def careless(shape: Shape, page: list[bytes], tasks: list[Any]) -> list[Any]:
+        came = arrived(shape, page, tasks)
+        shape._coming.clear()
+        return came
+
+    patch.set(Shape, "arrived", careless)
+
+
+@plant
+def takes_a_drained_scheduler_for_a_worker(patch: Patch) -> None:
+    """Of a node of both roles that is away, draining the worker forgets that it is a scheduler."""
+
+    def careless(nodes: KnownNodes, row: msg.NodeRow, *, is_here: bool) -> None:
+        nodes.write(row)
+
+    patch.set(KnownNodes, "write_worker", careless)
+
+
+@plant
+def keeps_the_claim_of_a_process_that_stood_still(patch: Patch) -> None:
+    """A claimer that stood still goes on with its claim, though those that it asked have come anew since."""
+    on_stalled = Scheduler.on_stalled
+
+    def careless(scheduler: Scheduler, event: ev.Stalled, now: float) -> None:
+        claim, scheduler._claim = scheduler._claim, None
+        on_stalled(scheduler, event, now)
+        scheduler._claim = claim
+
+    patch.set(Scheduler, "on_stalled", careless)
+
+
+@plant
+def answers_no_call_about_tasks_that_were_being_read(patch: Patch) -> None:
+    """A leader steps down while it reads tasks that a client wants cancelled, and the client is never answered."""
+    close = Leader.close
+
+    def silent(leader: Leader) -> None:
+        leader._looking.clear()
+        close(leader)
+
+    patch.set(Leader, "close", silent)

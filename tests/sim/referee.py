@@ -210,9 +210,9 @@ class Referee:
             if spec.on_lost == "fail" and losses:
                 raise Violation("3", f"{host.name} has {row.id.hex()[-4:]} run again, and on_lost is fail")
             self.minted[key] = attempt.worker
-        if old is not None and old.state == TaskState.SCHEDULED and row.state == TaskState.QUEUED:
-            if host.utc() < spec_of(row.spec).not_before_s - self.world.clock_error_s - 0.001:
-                raise Violation("10", f"{host.name} takes {row.id.hex()[-4:]} for ready before its time")
+        is_taken_for_ready = old is not None and old.state == TaskState.SCHEDULED and row.state == TaskState.QUEUED
+        if is_taken_for_ready and host.utc() < spec_of(row.spec).not_before_s - self.world.clock_error_s - 0.001:
+            raise Violation("10", f"{host.name} takes {row.id.hex()[-4:]} for ready before its time")
         if row.state == TaskState.SUCCEEDED:
             self._check_success(row)
 

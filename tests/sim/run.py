@@ -17,6 +17,7 @@ from tests.sim.verdict import check_end, unfinished
 from tests.sim.world import World
 
 HEALING_S = 60.0  # Without that any task is decided, while there is something left to do.
+POISONED_S = 300.0  # The same where tasks take workers down: of those that do so at once, thirty have to.
 RESUMED_S = 26.0  # By then all drained workers are in use again.
 HAND_OVER_S = 800.0  # A leader that came and went often waits up to ten minutes before it takes over again.
 IDLE_S = 15.0
@@ -75,7 +76,8 @@ def _play(world: World) -> None:
             decided, progressed = count, now
         is_about_who_leads = problem.startswith("9") and "leads, and not" in problem and "nobody" not in problem
         since = started if is_about_who_leads else max(started, progressed)
-        if problem and now - since > (HAND_OVER_S if is_about_who_leads else HEALING_S):
+        patience_s = POISONED_S if world.poison else HEALING_S
+        if problem and now - since > (HAND_OVER_S if is_about_who_leads else patience_s):
             raise Violation(problem.split()[0], f"{now - started:.0f} s after healing {problem.split(maxsplit=1)[1]}")
     check_end(world)
     _check_idle(world)

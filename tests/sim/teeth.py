@@ -12,7 +12,7 @@ from tests.sim.plants import PLANTS, planted
 from tests.sim.run import run
 
 FIRST_SEED = 50_000  # Far from the seeds that everybody plays.
-CAUGHT_ENOUGH = 20  # So often that the rate is known well.
+CAUGHT_ENOUGH = 8  # So often that the rate is known well enough.
 
 
 class Bite(Struct):
@@ -24,13 +24,21 @@ class Bite(Struct):
     first: int  # after how many seeds, 0: never
     invariants: list[str]
 
+    @property
+    def row(self) -> str:
+        """A line of the table."""
+        words = " ".join((PLANTS[self.name].__doc__ or "").split())
+        share = f"{100 * self.caught / self.seeds:.1f} %"
+        return f"| {self.name} | {words} | {share} | {self.first or 'never'} | {', '.join(self.invariants)} |"
 
-def bite(name: str, seeds_max: int, caught_max: int = CAUGHT_ENOUGH) -> Bite:
+
+def bite(work: tuple[str, int]) -> Bite:
     """Play seeds with a bug in the core until it was caught so often."""
+    name, seeds_max = work
     caught: Counter[str] = Counter()
     first = count = 0
     with planted(name):
-        while count < seeds_max and caught.total() < caught_max:
+        while count < seeds_max and caught.total() < CAUGHT_ENOUGH:
             result = run(FIRST_SEED + count)
             count += 1
             if result.invariant:
@@ -42,16 +50,13 @@ def bite(name: str, seeds_max: int, caught_max: int = CAUGHT_ENOUGH) -> Bite:
 def print_table(seeds_max: int, jobs: int) -> int:
     """All plants, as a table in Markdown. Returns the exit status: 1 where one was not caught."""
     begun = time.monotonic()
-    work = [(name, seeds_max) for name in PLANTS]
+    print("| planted bug | what it breaks | caught in | first after | by invariant |")
+    print("|---|---|---|---|---|")
+    missed = []
     with multiprocessing.get_context("fork").Pool(max(1, jobs)) as pool:
-        bites = pool.starmap(bite, work, chunksize=1)
-    print("| planted bug | what it breaks | seeds | caught | of the runs | first | by invariant |")
-    print("|---|---|---|---|---|---|---|")
-    for it in bites:
-        words = " ".join((PLANTS[it.name].__doc__ or "").split())
-        share = f"{100 * it.caught / it.seeds:.1f} %"
-        by = ", ".join(it.invariants)
-        print(f"| {it.name} | {words} | {it.seeds} | {it.caught} | {share} | {it.first or 'never'} | {by} |")
-    missed = [it.name for it in bites if not it.caught]
-    print(f"{len(bites)} plants, {len(missed)} not caught: {', '.join(missed)}; {time.monotonic() - begun:.0f} s")
+        for found in pool.imap(bite, [(name, seeds_max) for name in PLANTS], chunksize=1):
+            print(found.row, flush=True)
+            if not found.caught:
+                missed.append(found.name)
+    print(f"{len(PLANTS)} plants, {len(missed)} not caught: {', '.join(missed)}; {time.monotonic() - begun:.0f} s")
     return 1 if missed else 0

@@ -19,7 +19,7 @@ SHORT_S = 0.02  # Runners do not tell of the beginning of what ends sooner.
 
 
 class Plan(Struct):
-    """What becomes of a task's attempts, in the order in which they begin; the last entry counts for all that follow."""
+    """What becomes of a task's attempts, as they begin one after the other; the last entry counts for all further."""
 
     durations_s: tuple[float, ...] = (0.1,)
     outcomes: tuple[Outcome, ...] = (Outcome.OK,)
