@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 EPOCH_JUMP_MAX = 1 << 20
+COMMITTED_S = 0.01  # within it a daemon hears that its commit is written
 Before = tuple[Term | None, dict[bytes, TaskRow | None], dict[Term, int]]
 """What a commit meets on the disk: the greatest term, the rows it writes over, and how much was seen."""
 
@@ -65,6 +66,9 @@ class Sight:
 
     def __init__(self) -> None:
         self.says: dict[int, msg.Leading] = {}
+        self.says_since: dict[int, float] = {}
+        self.asked_at = 0.0  # when its latest commit was asked for
+        self.written_at = 0.0  # and when the one before it was written: no two are on their way at once
         self.synced: dict[int, Copy] = {}  # standbys in sync with our own term
         self.handed: Term | None = None  # the term that was handed over to us
         self.has_handed = False  # our reign to another, which has to take over now
@@ -84,6 +88,7 @@ class Referee:
         self.dots: dict[int, Dot | None] = {}  # by host: of the commit that is on its way to the disk
         self.minted: dict[AttemptKey, int] = {}  # for which worker
         self.closed: dict[AttemptKey, Dot] = {}  # by which commit an attempt first ended
+        self.let_in: dict[bytes, None] = {}  # tasks that some leader took for ready
         self.begun: dict[AttemptKey, int] = {}
         self.ended: dict[AttemptKey, Outcome] = {}
         self.reported: dict[AttemptKey, int] = {}  # outcomes as their workers wrote them down
@@ -137,8 +142,12 @@ class Referee:
     def on_commit_asked(self, host: Host, commit: fx.Commit) -> None:
         """A scheduler wants something written: its decisions are known from here on, others may hear of them first."""
         term = commit.term
+        sight, now = self.sight(host), self.world.engine.now
         if term is not None and term.node_id == host.node_id and term.boot == host.boot and term not in self.reigns:
-            self._begin_reign(host, term)
+            # While another commit was on its way, whoever decided to claim may not have heard yet of what came since.
+            has_waited = now - sight.written_at < COMMITTED_S
+            self._begin_reign(host, term, decided_after=sight.asked_at if has_waited else now)
+        sight.asked_at = now
         dot = self.dots[host.index] = self._own_dot(host, commit)
         if dot is None:
             if commit.inserted or commit.updated:
@@ -168,16 +177,18 @@ class Referee:
                     return dot
         return None
 
-    def _begin_reign(self, host: Host, term: Term) -> None:
+    def _begin_reign(self, host: Host, term: Term, decided_after: float) -> None:
         greatest = host.database.term
         if greatest is not None and term.epoch <= greatest.epoch:
             raise Violation("4", f"{host.name} claims epoch {term.epoch} and has seen {greatest.epoch}")
         sight = self.sight(host)
         for node_id in host.peers.open if sight.handed is None else ():
             said = sight.says.get(node_id)
-            if said is not None and said.term is not None and said.term.node_id != host.node_id:
+            if said is None or sight.says_since[node_id] > decided_after:
+                continue
+            if said.term is not None and said.term.node_id != host.node_id:
                 raise Violation("9", f"{host.name} claims while {node_id} says that it follows {said.term}")
-            if said is not None and said.may_lead and node_id < host.node_id and not sight.has_handed:
+            if said.may_lead and node_id < host.node_id and not sight.has_handed:
                 raise Violation("9", f"{host.name} claims while {node_id} is there and would lead")
         sight.handed, sight.has_handed = None, False
         self.reigns[term] = Reign(term, host)
@@ -204,7 +215,7 @@ class Referee:
             spec = spec_of(row.spec)
             # A task that one leader has let into the queue by its clock stays there.
             is_early = attempt.dispatched_s < spec.not_before_s
-            if is_early and (old is None or old.state == TaskState.SCHEDULED):
+            if is_early and row.id not in self.let_in and (old is None or old.state == TaskState.SCHEDULED):
                 raise Violation("10", f"{host.name} has {row.id.hex()[-4:]} begin before its time")
             losses = [it for it in record.attempts if it.outcome is Outcome.LOST and it.started_s]
             if spec.on_lost == "fail" and losses:
@@ -213,6 +224,8 @@ class Referee:
         is_taken_for_ready = old is not None and old.state == TaskState.SCHEDULED and row.state == TaskState.QUEUED
         if is_taken_for_ready and host.utc() < spec_of(row.spec).not_before_s - self.world.clock_error_s - 0.001:
             raise Violation("10", f"{host.name} takes {row.id.hex()[-4:]} for ready before its time")
+        if row.state != TaskState.SCHEDULED:
+            self.let_in[row.id] = None
         if row.state == TaskState.SUCCEEDED:
             self._check_success(row)
 
@@ -247,6 +260,7 @@ class Referee:
     def after_write(self, host: Host, commit: fx.Commit, before: Before) -> None:
         """A commit is durable."""
         database = host.database
+        self.sight(host).written_at = self.world.engine.now
         greatest, changed, greatest_seen = before
         self._check_term(host, commit, greatest)
         own_dot = self.dots.get(host.index)
@@ -472,6 +486,9 @@ class Referee:
         sight = self.sight(host)
         match message:
             case msg.Leading():
+                before = sight.says.get(sender)
+                if before is None or (before.term, before.may_lead) != (message.term, message.may_lead):
+                    sight.says_since[sender] = self.world.engine.now
                 sight.says[sender] = message
             case msg.Replicated():
                 self._on_replicated(host, sender, message)
