@@ -39,7 +39,9 @@ class Adoption:
                 unwanted.append(key)
             else:
                 task = self._ledger.tasks.get(key.task_id)
-                if task is not None and task.state is TaskState.QUEUED and not task.record.cancel_wanted:
+                if task is not None and task.attempt(key) is not None:
+                    unwanted.append(key)  # Given up, when the history of its leader was joined to ours.
+                elif task is not None and task.state is TaskState.QUEUED and not task.record.cancel_wanted:
                     self._ledger.resume(task, key, worker.node_id, self._utc(now))
                     assert task.shape is not None
                     worker.give(task, task.shape)

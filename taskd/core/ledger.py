@@ -156,7 +156,7 @@ class Ledger(Holdings):
             attempt.reason = "another attempt succeeded first"
             attempt.ended_s = now_s
             self._close(task, attempt, Outcome.LOST)
-        late = _find(task, ended.key) or Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, 0.0)
+        late = task.attempt(ended.key) or Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, 0.0)
         _write_result(late, ended)
         # The one that speaks for the task is the last.
         task.record.attempts = [other for other in task.record.attempts if other is not late] + [late]
@@ -165,7 +165,7 @@ class Ledger(Holdings):
     def note_late(self, task: Task, ended: AttemptEnded, worker: int) -> None:
         """Write down the result of an attempt that decides nothing any more."""
         attempts = task.record.attempts
-        late = _find(task, ended.key)
+        late = task.attempt(ended.key)
         if late is None:
             late = Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, ended.started_s)
             attempts.insert(max(0, len(attempts) - 1), late)  # The last one speaks for the task.
@@ -221,13 +221,6 @@ class Ledger(Holdings):
             self._requeue(task, now_s)
         else:
             self._finish(task, TaskState.EXPIRED, now_s, "its deadline to begin has passed")
-
-
-def _find(task: Task, key: AttemptKey) -> Attempt | None:
-    for attempt in task.record.attempts:
-        if (attempt.number, attempt.term, attempt.lsn) == (key.number, key.term, key.lsn):
-            return attempt
-    return None
 
 
 def _write_result(attempt: Attempt, ended: AttemptEnded) -> None:

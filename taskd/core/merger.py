@@ -94,12 +94,16 @@ class Merger:
             return
 
         def found(event: RowsRead, now: float) -> None:
-            self._take(sender, page, rows, {row.id: row for row in event.rows}, now)
+            read: dict[bytes, TaskRow | None] = dict.fromkeys(ids)
+            read.update((row.id, row) for row in event.rows)
+            self._take(sender, page, rows, read, now)
 
         # Everything of ours first: only what is durable can be read.
         self._outbox.then(Continue(lambda now: self._reads.ask(lambda call: ReadRows(call, ids), found)))
 
-    def _take(self, sender: int, page: Page, rows: list[TaskRow], found: dict[bytes, TaskRow], now: float) -> None:
+    def _take(
+        self, sender: int, page: Page, rows: list[TaskRow], found: dict[bytes, TaskRow | None], now: float
+    ) -> None:
         if self._is_over:
             return
         theirs = Seen(page.seen)
@@ -108,10 +112,12 @@ class Merger:
         for row in rows:
             if target is not None and target.has(row.id):
                 self._merge(row, target.current(row.id), theirs, now)
-            elif row.id in self._outbox or self._outbox.recent.is_outdated(row.id, found.get(row.id)):
-                changed.append(row)  # It has changed while we read: read again.
+            elif row.id not in found or row.id in self._outbox:
+                changed.append(row)  # It has left our memory, or changed, while we read: read again.
+            elif self._outbox.recent.is_outdated(row.id, found[row.id]):
+                changed.append(row)
             else:
-                self._merge(row, found.get(row.id), theirs, now)
+                self._merge(row, found[row.id], theirs, now)
         if changed:
             self._compare(sender, page, changed, now)
             return

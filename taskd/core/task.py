@@ -236,6 +236,13 @@ class Task:
         attempts = self.record.attempts
         return attempts[-1] if attempts and attempts[-1].outcome is None else None
 
+    def attempt(self, key: AttemptKey) -> Attempt | None:
+        """The attempt with this key, open or closed."""
+        for attempt in self.record.attempts:
+            if (attempt.number, attempt.term, attempt.lsn) == (key.number, key.term, key.lsn):
+                return attempt
+        return None
+
     def row(self, dot: Dot) -> TaskRow:
         """The row to store with this commit."""
         spec, record, term = self.spec, self.record, dot.term

@@ -126,6 +126,12 @@ class Referee:
         sight = self.sight(host)
         sight.says.pop(node_id, None)
         sight.synced.pop(node_id, None)
+        # Who is lost on the way to a reign is left out, unless it comes back in time to be asked again.
+        lost = [other.index for other in self.world.hosts if other.node_id == node_id]
+        for reign in self.reigns.values():
+            if reign.boot == host.boot and not reign.is_said:
+                for index in lost:
+                    reign.asked.pop(index, None)
 
     def on_database_lost(self, host: Host, new: Database) -> None:
         """A disk is about to be replaced, by an empty one or an old copy. What was on it alone cannot be asked for."""
@@ -492,6 +498,8 @@ class Referee:
                 sight.says[sender] = message
             case msg.Replicated():
                 self._on_replicated(host, sender, message)
+            case msg.Attach():
+                sight.synced.pop(sender, None)  # It begins anew, and is not in sync until it says so again.
             case msg.HandOver(term, _):
                 sight.handed = term
             case msg.Claim(term, _):

@@ -76,7 +76,8 @@ def _play(world: World) -> None:
             decided, progressed = count, now
         is_about_who_leads = problem.startswith("9") and "leads, and not" in problem and "nobody" not in problem
         since = started if is_about_who_leads else max(started, progressed)
-        patience_s = POISONED_S if world.poison else HEALING_S
+        # What a clock that was ahead has put off comes that much later.
+        patience_s = (POISONED_S if world.poison else HEALING_S) + world.clock_error_s
         if problem and now - since > (HAND_OVER_S if is_about_who_leads else patience_s):
             raise Violation(problem.split()[0], f"{now - started:.0f} s after healing {problem.split(maxsplit=1)[1]}")
     check_end(world)
