@@ -270,24 +270,29 @@ class World:
         self.now = end
         self.settle()
 
+    def hears(self, node_id: int, event: ev.Event) -> None:
+        """An event reaches a node."""
+        self.hosts[node_id].node.handle(event, self.now)
+
     def settle(self) -> None:
         """Deliver everything that is on its way."""
         for _ in range(100_000):
             if self._todo:
                 node_id, event = self._todo.popleft()
                 if self.hosts[node_id].exited is None:
-                    self.hosts[node_id].node.handle(event, self.now)
+                    self.hears(node_id, event)
             busy = False
             for node_id, host in list(self.hosts.items()):
                 if host.exited is None:
                     for effect in host.node.take_effects(self.now):
                         busy = True
-                        self._do(node_id, host, effect)
+                        self.does(node_id, host, effect)
             if not busy and not self._todo:
                 return
         raise AssertionError("the cluster does not settle")
 
-    def _do(self, node_id: int, host: Host, effect: fx.Effect) -> None:
+    def does(self, node_id: int, host: Host, effect: fx.Effect) -> None:
+        """A node wants something done."""
         match effect:
             case fx.Send(to, message):
                 self.sent.append((node_id, to, message))

@@ -31,7 +31,7 @@ from taskd.core.queue import Shape
 from taskd.core.recent import Recent
 from taskd.core.replica import Replica, Stage
 from taskd.core.scheduler import Scheduler
-from taskd.core.task import Attempt, Outcome, TaskState
+from taskd.core.task import Attempt, Outcome, Task, TaskState
 from taskd.core.worker import Worker
 from taskd.protocol import messages as msg
 
@@ -655,3 +655,32 @@ def answers_no_call_about_tasks_that_were_being_read(patch: Patch) -> None:
         close(leader)
 
     patch.set(Leader, "close", silent)
+
+
+@plant
+def compares_with_what_it_did_not_read(patch: Patch) -> None:
+    """A row is given while its task is in memory, and compared when it is on the disk alone: taken for purged."""
+    take = Merger._take
+
+    def careless(
+        merger: Merger, sender: int, page: msg.Page, rows: list[msg.TaskRow], found: dict[bytes, Any], now: float
+    ) -> None:
+        take(merger, sender, page, rows, dict.fromkeys([row.id for row in rows]) | found, now)
+
+    patch.set(Merger, "_take", careless)
+
+
+@plant
+def takes_up_an_attempt_that_was_given_up(patch: Patch) -> None:
+    """A worker comes with an attempt that a join has closed, and has it recorded a second time."""
+    sort_out = Adoption.sort_out
+
+    def careless(adoption: Adoption, *arguments: Any) -> list[msg.AttemptKey]:
+        blind = Patch()
+        blind.set(Task, "attempt", _nothing)
+        try:
+            return sort_out(adoption, *arguments)
+        finally:
+            blind.undo()
+
+    patch.set(Adoption, "sort_out", careless)
