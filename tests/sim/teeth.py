@@ -51,7 +51,7 @@ def bite(work: tuple[str, int]) -> Bite:
 def catch(name: str, seeds_max: int = 5000) -> Result | None:
     """The first run that notices a planted bug; where it was noticed last is looked at first. None: no run does."""
     with planted(name):
-        for seed in (*KNOWN.get(name, ()), *range(FIRST_SEED, FIRST_SEED + seeds_max)):
+        for seed in (KNOWN.get(name, FIRST_SEED), *range(FIRST_SEED, FIRST_SEED + seeds_max)):
             result = run(seed)
             if result.invariant:
                 return result
