@@ -11,9 +11,10 @@ from collections.abc import Callable
 from random import Random
 
 from taskd.core.claim import Claim
-from taskd.core.effects import AnnounceNode, Effect, Log, Reply, Send
+from taskd.core.effects import AnnounceNode, Disconnect, Effect, Log, Reply, Send
 from taskd.core.election import Election
 from taskd.core.feed import Feed
+from taskd.core.fitness import misfit
 from taskd.core.flaps import Flaps
 from taskd.core.giver import Giver
 from taskd.core.leader import Leader
@@ -242,6 +243,8 @@ class Leadership:
 
     def on_page(self, sender: int, message: msg.Page, now: float) -> None:
         """Rows that we lack: as a claimer, as a leader, or as a standby."""
+        if self._refuses(sender, message):
+            return
         if self._claim is not None and message.term == self._claim.term:
             self._claim.page(sender, message, now)
         elif self.leader is not None and self._merger is not None and message.term == self.leader.term:
@@ -250,6 +253,14 @@ class Leadership:
             self.replica.page(sender, message, now)
             if self.replica.stage is Stage.IN_SYNC:
                 self.election.found_data(now)
+
+    def _refuses(self, sender: int, message: msg.Page | msg.Replicate) -> bool:
+        """Whether another scheduler's rows cannot be: then nothing is taken from it, and it has to begin anew."""
+        problem = misfit(message.rows, message.nodes)
+        if problem:
+            self._log("error", "rows refused", peer=sender, reason=problem)
+            self._say(Disconnect(sender, problem))
+        return bool(problem)
 
     def on_page_taken(self, sender: int, message: msg.PageTaken, now: float) -> None:
         """A page of ours is durable over there."""
@@ -269,6 +280,8 @@ class Leadership:
 
     def on_replicate(self, sender: int, message: msg.Replicate, now: float) -> None:
         """Our leader has decided something."""
+        if self._refuses(sender, message):
+            return
         self.replica.replicate(sender, message, now)
 
     def on_replicated(self, sender: int, message: msg.Replicated, now: float) -> None:

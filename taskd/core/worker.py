@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from taskd.core import events as ev
 from taskd.core.deadlines import Deadlines
 from taskd.core.effects import Begin, Effect, Exit, Follow, Journal, Kill, Log, Send, Start, Terminate
@@ -160,7 +162,13 @@ class Worker:
             key = assignment.key
             if key in self._room or key in self._running or key in self._unacknowledged:
                 continue
-            spec = decode_spec(assignment.spec)
+            try:
+                spec = decode_spec(assignment.spec)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                # Of a newer scheduler, or damaged: another worker may be able to.
+                text = ErrorInfo("UnreadableTask", f"this worker cannot read what it is to run: {error}")
+                self._end(msg.AttemptEnded(key, Outcome.SPAWN_FAILED, 0.0, self.utc(now), encode(Report(error=text))))
+                continue
             if self.is_stopping or not self._room.could_run(spec):
                 self._give_back(key, now)
                 continue
