@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim bench bench-takeover clean
+.PHONY: help venv demo test check format integration sim bench bench-takeover bench-depth clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(VENV)/.develops ## Throughput and latency, beside what the machine itse
 
 bench-takeover: $(VENV)/.develops ## What a change of leaders costs, and what a standby costs; some ten minutes
 	$(BIN)/python -m bench.takeover $(ARGS)
+
+bench-depth: $(VENV)/.develops ## What long queues cost: memory, rate, restart; some five minutes
+	$(BIN)/python -m bench.depth $(ARGS)
 
 venv: $(VENV)/.develops ## The virtual environment, anew where pyproject.toml has changed
 
