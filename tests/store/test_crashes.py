@@ -97,6 +97,7 @@ def start(path: Path, **environment: str) -> tuple[subprocess.Popen[bytes], int]
         [sys.executable, "-c", DAEMON, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,  # `communicate` reads the pipe itself, past what `readline` would have buffered.
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
     assert daemon.stdout is not None
