@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim bench bench-takeover bench-depth clean
+.PHONY: help venv demo test check format integration sim bench bench-takeover bench-depth bench-scale bench-check clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ bench-takeover: $(VENV)/.develops ## What a change of leaders costs, and what a 
 
 bench-depth: $(VENV)/.develops ## What long queues cost: memory, rate, restart; some five minutes
 	$(BIN)/python -m bench.depth $(ARGS)
+
+bench-scale: $(VENV)/.develops ## A leader and up to a thousand workers, and short tasks over many of them; some five minutes
+	$(BIN)/python -m bench.scale $(ARGS)
+
+bench-check: $(VENV)/.develops ## Whether the hot path costs what it did, as ratios that hold on any machine; half a minute
+	$(BIN)/python -m bench.check $(ARGS)
 
 venv: $(VENV)/.develops ## The virtual environment, anew where pyproject.toml has changed
 

@@ -1,0 +1,144 @@
+"""`make bench-scale`: one leader and many workers: what they cost when nothing happens, how fast work gets through, and
+how near to the ideal many short tasks over many workers come.
+
+The workers are bench/workers.py, all in one process on the same machine: what they use is not there for the leader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.ceilings import median, percentile
+from bench.depth import rss_bytes
+from bench.run import Client, cpu_s, throughput
+from tests.integration.cluster import Cluster, free_port
+
+RESULTS = Path(__file__).parent / "results" / "scale.json"
+COUNTS = (10, 100, 1000)
+TASK = {"argv": ["true"]}
+IDLE_S = 10.0
+WARM = 5_000
+FAN_OUT_WORKERS = 200
+FAN_OUT_TASK_S = 0.01
+console = Console(file=sys.stdout)
+Figures = dict[str, float]
+
+
+@contextmanager
+def many(directory: Path, count: int, slots: int, task_s: float) -> Iterator[Cluster]:
+    """A leader with so many workers connected."""
+    made = Cluster(directory)
+    port = free_port()
+    workers = None
+    try:
+        made.add("head", "scheduler", "--listen", f"127.0.0.1:{port}", env={"TASKD_NETWORK_MDNS": "false"}).start()
+        command = [
+            sys.executable, "-m", "bench.workers", "--key", str(made.key), "--join", f"127.0.0.1:{port}",
+            "--count", str(count), "--slots", str(slots), "--task-s", str(task_s),
+        ]  # fmt: skip
+        workers = subprocess.Popen(command)
+        made.wait_for_workers(count)
+        yield made
+    finally:
+        if workers is not None:
+            workers.kill()
+            workers.wait()
+        made.close()
+
+
+def latencies(made: Cluster, count: int) -> list[float]:
+    """Seconds of single tasks, one after the other, from submission to result."""
+    client = Client(made.head.socket)
+    samples = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        answer = client.post("/v1/tasks?wait=30", json.dumps(TASK).encode())
+        samples.append(time.perf_counter() - begun)
+        assert b'"succeeded"' in answer, answer
+    client.close()
+    return samples
+
+
+def connected(directory: Path, count: int, tasks: int) -> Figures:
+    """Figures with so many workers connected."""
+    with many(directory, count, 4, 0.0) as made:
+        time.sleep(2.0)  # Until everybody has registered.
+        used, begun = cpu_s(made), time.perf_counter()
+        time.sleep(IDLE_S)
+        idle_share = (cpu_s(made) - used) / (time.perf_counter() - begun)
+        throughput(made, TASK, WARM)
+        used = cpu_s(made)
+        rate = throughput(made, TASK, tasks)
+        cost_s = (cpu_s(made) - used) / tasks
+        samples = latencies(made, 200)
+        return {
+            "workers": count,
+            "idle % of a core": 100 * idle_share,
+            "tasks /s": rate,
+            "scheduler CPU µs per task": cost_s * 1e6,
+            "round trip p50 ms": median(samples) * 1e3,
+            "round trip p99 ms": percentile(samples, 99) * 1e3,
+            "scheduler RSS MiB": rss_bytes(made.head) / (1 << 20),
+        }
+
+
+def fan_out(directory: Path, tasks: int) -> Figures:
+    """Tasks of 10 ms over 200 workers: the time until all results are known, beside what it cannot fall below."""
+    with many(directory / "rate", FAN_OUT_WORKERS, 1, 0.0) as made:
+        throughput(made, TASK, WARM)
+        rate = throughput(made, TASK, min(tasks, 30_000))
+    with many(directory / "fan-out", FAN_OUT_WORKERS, 1, FAN_OUT_TASK_S) as made:
+        throughput(made, TASK, WARM)
+        seconds = tasks / throughput(made, TASK, tasks)
+    ideal_s = tasks * FAN_OUT_TASK_S / FAN_OUT_WORKERS
+    return {
+        "fan-out tasks": tasks,
+        "fan-out s": seconds,
+        "ideal s": ideal_s,
+        "s at the leader's rate": tasks / rate,
+        "% of the ideal": 100 * ideal_s / seconds,
+        "% of what the leader's rate allows": 100 * max(ideal_s, tasks / rate) / seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
+    parser.add_argument("--counts", type=int, nargs="*", default=COUNTS, help=f"workers connected (default {COUNTS})")
+    parser.add_argument("--tasks", type=int, default=30_000, help="for each count (default 30,000)")
+    parser.add_argument("--fan-out", type=int, default=100_000, metavar="TASKS", help="(default 100,000; 0: none)")
+    parser.add_argument("--json", type=Path, default=RESULTS, help=f"the file for the figures (default {RESULTS})")
+    options = parser.parse_args()
+    table = Table(title=f"taskd on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    rows: list[Figures] = []
+    with tempfile.TemporaryDirectory(prefix="taskd-bench-") as directory:
+        for count in options.counts:
+            rows.append(connected(Path(directory) / str(count), count, options.tasks))
+            print(rows[-1], file=sys.stderr)
+        spread = fan_out(Path(directory), options.fan_out) if options.fan_out else {}
+    table.add_column("workers")
+    for row in rows:
+        table.add_column(f"{row['workers']:,.0f}", justify="right")
+    for name in list(rows[0])[1:] if rows else ():
+        table.add_row(name, *(f"{row[name]:,.1f}" if row[name] < 1000 else f"{row[name]:,.0f}" for row in rows))
+    console.print(table)
+    for name, value in spread.items():
+        console.print(f"{name:36} {value:10,.1f}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"connected": rows, "fan-out": spread}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
