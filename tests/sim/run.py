@@ -75,7 +75,9 @@ def _play(world: World) -> None:
         if (count := len(world.referee.told)) > decided:
             decided, progressed = count, now
         is_about_who_leads = problem.startswith("9") and "leads, and not" in problem and "nobody" not in problem
-        since = started if is_about_who_leads else max(started, progressed)
+        if is_about_who_leads:
+            progressed = now  # The change of leaders that is waited for brings work of its own.
+        since = started if is_about_who_leads else progressed
         # What a clock that was ahead has put off comes that much later.
         patience_s = (POISONED_S if world.poison else HEALING_S) + world.clock_error_s
         if problem and now - since > (HAND_OVER_S if is_about_who_leads else patience_s):
