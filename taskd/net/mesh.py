@@ -29,6 +29,8 @@ HINTS_MAX = 1000  # Schedulers that are looked for: anybody on the LAN can annou
 DIAL_TIMEOUT_S = 3.0
 DIAL_STAGGER_S = 0.1  # Before the next address of a node is tried beside the last one.
 REDIAL_MIN_S = 0.05
+REDIAL_OFTEN_S = 10.0  # After a peer was lost: who restarts is back within seconds, and may have to lead soon.
+REDIAL_OFTEN_MAX_S = 0.3
 REFUSALS_LOGGED_S = 60.0  # One line for each address and reason in this time.
 REFUSALS_KEPT = 1000
 
@@ -217,6 +219,7 @@ class Mesh:
 
     async def _dial_for_ever(self, target: int | str) -> None:
         wait_s = 0.0
+        missed_since = monotonic()
         wake = self._wake[target]
         while isinstance(target, str) or target in self._hints:
             if wait_s:
@@ -230,9 +233,10 @@ class Mesh:
                 connection = await self._dial_any(addresses)
             if connection is not None:
                 await connection.ended
-                wait_s = REDIAL_MIN_S
+                wait_s, missed_since = REDIAL_MIN_S, monotonic()
             else:
-                wait_s = min(max(wait_s * 2, REDIAL_MIN_S), self._redial_max_s)
+                often_s = REDIAL_OFTEN_MAX_S if monotonic() - missed_since < REDIAL_OFTEN_S else self._redial_max_s
+                wait_s = min(max(wait_s * 2, REDIAL_MIN_S), often_s, self._redial_max_s)
 
     def _open_at(self, address: str) -> Connection | None:
         return next((connection for connection in self._open.values() if connection.address == address), None)
