@@ -1,8 +1,9 @@
-"""The process that a store keeps at its side: it commits and does the long reading, away from the event loop.
+"""The process that a store keeps at its side: it commits, and a fork of it does the long reading, away from the event
+loop and from each other.
 
-Why not a thread: a thread beside a busy loop waits for the interpreter lock again and again, see
-docs/decisions/0001-writing-to-sqlite.md. Here the main thread commits and another reads, each over a socket of its own.
-The process ends when its sockets are closed, so it never outlives the daemon by more than the commit in hand.
+Why not threads: a thread beside a busy one waits for the interpreter lock again and again, at each of SQLite's steps,
+see docs/decisions/0001-writing-to-sqlite.md. Each of the two has a socket of its own and ends when that is closed, so
+they never outlive the daemon by more than the commit in hand.
 
 Run as `python -m taskd.store.process DATABASE WRITER COMMITS READS`: the path, the right to write in hexadecimal digits
 (schema.Identity.writer), and the file descriptors of the two sockets.
@@ -11,10 +12,10 @@ Run as `python -m taskd.store.process DATABASE WRITER COMMITS READS`: the path, 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,15 +181,19 @@ def main() -> None:
     database, writer, commits_fd, reads_fd = sys.argv[1:]
     path = Path(database)
     reads, commits = socket.socket(fileno=int(reads_fd)), socket.socket(fileno=int(commits_fd))
-    reader = threading.Thread(target=serve_reads, args=(reads, path), name="reads")
-    reader.start()
+    reader = os.fork()
+    if reader == 0:
+        commits.close()
+        serve_reads(reads, path)
+        os._exit(0)
+    reads.close()
     try:
         only_writer = Writer(path, bytes.fromhex(writer))
     except StoreError as error:
         return refuse(commits, error)
     serve_commits(commits, only_writer)
-    reader.join()  # The last connection to be closed empties the log.
-    only_writer.close()
+    os.waitpid(reader, 0)
+    only_writer.close()  # The last connection to be closed empties the log.
     return None
 
 

@@ -424,7 +424,7 @@ async def test_whoever_opens_last_writes(path: Path):
 # -- Processes that die ------------------------------------------------------------------------------------------------
 
 
-async def test_when_its_process_is_killed_commits_fail_and_quick_reading_goes_on(path: Path):
+async def test_when_its_process_is_killed_commits_fail_and_reading_goes_on(path: Path):
     with opened(path) as store:
         await store.commit(commit([task_row(1)]))
         waiting = [asyncio.ensure_future(store.commit(commit([task_row(2)]))), asyncio.ensure_future(store.counts())]
@@ -434,8 +434,7 @@ async def test_when_its_process_is_killed_commits_fail_and_quick_reading_goes_on
         store._process.wait()
         with pytest.raises(StoreError, match="status -9"):
             await store.commit(commit([task_row(3)]))
-        with pytest.raises(StoreError, match="status -9"):
-            await store.list(Query())
+        assert 1 in numbers(await store.list(Query()))
         assert numbers(store.get([task_id(1)])) == [1]
 
 
