@@ -71,6 +71,16 @@ class Adoption:
         if task.key is not None:
             self._give(task, task.key, now_s)
 
+    def drop(self, row: TaskRow) -> None:
+        """Another scheduler has purged a task after all that we know of it: nothing is to be done for it any more."""
+        self._ledger.warm(row)
+        task = self._ledger.tasks.get(row.id)
+        if task is None:
+            return
+        if task.key is not None:
+            self._roster.known(task.record.attempts[-1].worker).release(task)
+        self._ledger.take_out(task)
+
     def _give(self, task: Task, key: AttemptKey, now_s: float) -> None:
         worker = self._roster.known(task.record.attempts[-1].worker)
         assert task.shape is not None

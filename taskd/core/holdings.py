@@ -183,7 +183,7 @@ class Holdings(ABC):
         if task is None:
             task = fresh
         else:
-            self._take_out(task)
+            self.take_out(task)
             task.state, task.record, task.key = fresh.state, fresh.record, fresh.key
             task.changed_s, task.finished_s = fresh.changed_s, fresh.finished_s
         if is_new:
@@ -194,7 +194,7 @@ class Holdings(ABC):
             self._take_in(task, now_s)
         return task
 
-    def _take_out(self, task: Task) -> None:
+    def take_out(self, task: Task) -> None:
         """Forget where a task is."""
         if task.state is TaskState.QUEUED:
             self.queue.remove(task)

@@ -31,6 +31,7 @@ from taskd.protocol import messages as msg
 
 AWAIT_WORKERS_S = 2.0  # A new leader waits so long for connected workers to say what they run already.
 PURGE_S = 60.0
+PURGE_MIN_S = 1.0  # Where finished tasks are kept for seconds only.
 
 
 class Leader:
@@ -92,7 +93,7 @@ class Leader:
         for node_id, node in self._connected.items():
             if "worker" in node.roles:
                 self._await(node_id, now)
-        self._timers.set("purge", now + PURGE_S)
+        self._timers.set("purge", now + self._purge_wait_s)
         self._unplaced = True
 
     def close(self) -> None:
@@ -363,9 +364,13 @@ class Leader:
             self._log("warning", "worker given up", worker=worker.name, open=len(worker.assigned))
             self._lose_all(worker, "its worker is gone", "worker_lost", now)
 
+    @property
+    def _purge_wait_s(self) -> float:
+        return min(PURGE_S, max(PURGE_MIN_S, self.settings.finished_age_max_s / 10))
+
     def _purge(self, now: float) -> None:
         """Have finished tasks removed that are old enough."""
-        self._timers.set("purge", now + PURGE_S)
+        self._timers.set("purge", now + self._purge_wait_s)
         if not self.settings.finished_age_max_s or self.is_merging():
             return
 

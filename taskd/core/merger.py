@@ -27,6 +27,7 @@ class Target(Protocol):
     def has(self, task_id: bytes) -> bool: ...
     def current(self, task_id: bytes) -> TaskRow: ...
     def adopt(self, row: TaskRow, mine: TaskRow | None, now: float) -> None: ...
+    def drop(self, row: TaskRow) -> None: ...
 
 
 class Merger:
@@ -135,8 +136,8 @@ class Merger:
 
     def _follow_purges(self, sender: int, page: Page, now: float) -> None:
         """The sender has named all its tasks in a range: what it once had of ours and lacks now, it has purged."""
-        outbox = self._outbox
-        if self._target is None:
+        outbox, target = self._outbox, self._target
+        if target is None:
             assert page.present is not None
             outbox.follow_purge(Purge(page.after, page.until, page.present, page.seen))
             outbox.remember_purge(self._dot)
@@ -157,16 +158,17 @@ class Merger:
         def judge(event: RowsRead, now: float) -> None:
             if self._is_over:
                 return
-            ids = [row.id for row in event.rows if theirs.covers(row.dot) and row.finished_s and not self._has(row.id)]
+            ids = []
+            for row in event.rows:
+                has_changed = row.id in outbox or outbox.recent.is_outdated(row.id, row)
+                if theirs.covers(row.dot) and not has_changed:
+                    target.drop(row)
+                    ids.append(row.id)
             if ids:
                 outbox.purge(ids)
             self._end(sender, page, now)
 
         self._reads.ask(lambda call: ReadIds(call, page.after), read)
-
-    def _has(self, task_id: bytes) -> bool:
-        """Whether a task is in memory or on its way to the disk."""
-        return task_id in self._outbox or (self._target is not None and self._target.has(task_id))
 
     def _end(self, sender: int, page: Page, now: float) -> None:
         """A page is taken."""

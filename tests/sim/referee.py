@@ -95,7 +95,8 @@ class Referee:
         self.accepted: dict[bytes, str] = {}  # with which durability
         self.told: dict[bytes, tuple[int, Dot]] = {}  # the weightiest decision that was announced, and what made it
         self.purged: dict[bytes, None] = {}
-        self.gone: dict[Database, dict[bytes, None]] = {}  # rows that were purged there
+        self.gone: dict[Database, dict[bytes, dict[Term, int]]] = {}  # rows that were purged there, and what was seen
+        self.reborn: dict[bytes, None] = {}  # tasks that a client submitted again after they had been purged
         self.excused: dict[bytes, None] = {}  # tasks of which something was on a lost disk alone
         self._begun_counts: Counter[bytes] = Counter()
 
@@ -167,6 +168,7 @@ class Referee:
             raise Violation("8", f"{host.name} gives commit number {dot.lsn} after {len(reign.commits)}")
         rows = [*commit.inserted, *commit.updated]
         reign.commits[dot.lsn] = (self.world.engine.now, rows, commit.purged)
+        self.reborn.update((row.id, None) for row in commit.inserted if row.id in self.purged)
         for row in rows:
             self._check_own_row(host, row, dot)
         for task_id in commit.purged:
@@ -246,7 +248,7 @@ class Referee:
 
     def _check_purge(self, host: Host, task_id: bytes) -> None:
         row = host.database.rows.get(task_id)
-        if row is not None:
+        if row is not None and task_id not in self.purged:  # Else it follows what another leader has purged.
             age_s = host.utc() - row.finished_s
             if not is_final(row) or age_s < host.settings.finished_age_max_s - 1.0 - self.world.clock_error_s:
                 raise Violation("8", f"{host.name} purges {task_id.hex()[-4:]} too early")
@@ -272,19 +274,21 @@ class Referee:
         own_dot = self.dots.get(host.index)
         gone = self.gone.setdefault(database, {})
         for task_id in commit.purged:
-            gone[task_id] = None
+            gone[task_id] = greatest_seen
         for task_id, old in changed.items():
+            if task_id in self.reborn:
+                continue
             new = database.rows.get(task_id)
             if new is None:
                 if old is not None and task_id not in self.purged:
                     raise Violation("8", f"{task_id.hex()[-4:]} vanishes at {host.name}, and nobody purged it")
-                gone[task_id] = None
+                gone[task_id] = greatest_seen
             elif old is None:
                 self._check_new(host, new, own_dot)
             elif new is not old:
                 # What a standby took before it had caught up is not in its history yet: a newer row may overtake it.
                 is_in_history = covers(greatest_seen, old.dot)
-                if is_in_history and (text := missing_in(new, old)):
+                if is_in_history and task_id not in self.purged and (text := missing_in(new, old)):
                     raise Violation("7", f"{host.name} writes over {task_id.hex()[-4:]} and loses {text}")
                 if own_dot is not None and is_final(old) and (old.state != new.state) and task_id in self.told:
                     self.sight(host).to_announce[task_id] = new.state
@@ -306,7 +310,13 @@ class Referee:
         accepted = record_of(row.record).accepted
         if accepted is None:
             raise Violation("8", f"{row.id.hex()[-4:]} does not say which commit took it")
-        if accepted != own_dot and row.id in self.gone.get(host.database, {}):
+        seen = self.gone.get(host.database, {}).get(row.id)
+        if accepted == own_dot or seen is None:
+            return
+        # What another leader has changed without knowing of the purge comes back to those that follow it.
+        term = host.database.term
+        is_leading = term is not None and term.node_id == host.node_id
+        if is_leading or covers(seen, row.dot):
             raise Violation("8", f"{row.id.hex()[-4:]} was purged at {host.name} and returns")
 
     def _check_seen(self, host: Host, dot: Dot, before: int, own_dot: Dot | None) -> None:
@@ -326,11 +336,12 @@ class Referee:
             if commit is None:
                 raise Violation("8", f"{host.name} has seen commit {lsn} of {dot.term}, which was never made")
             for row in commit[1]:
+                if row.id in self.purged:
+                    continue  # Whoever decides something about it beside the purge keeps what it has.
                 mine = rows.get(row.id)
                 if mine is None:
-                    if row.id not in self.purged:
-                        raise Violation("8", f"{host.name} has seen {lsn} of {dot.term}, and lacks {row.id.hex()[-4:]}")
-                elif text := missing_in(mine, row):
+                    raise Violation("8", f"{host.name} has seen {lsn} of {dot.term}, and lacks {row.id.hex()[-4:]}")
+                if text := missing_in(mine, row):
                     raise Violation(
                         "8", f"{host.name} has seen {lsn} of {dot.term}, and of {row.id.hex()[-4:]} lacks {text}"
                     )
@@ -618,7 +629,8 @@ class Referee:
             if decided is None:
                 raise Violation("5", f"{host.name} announces {change.id.hex()[-4:]}, and its row has no decision")
             told = self.told.get(change.id)
-            if told is not None and rank(told[0]) > rank(change.state) and covers(host.database.seen, told[1]):
+            is_known = told is not None and covers(host.database.seen, told[1]) and change.id not in self.purged
+            if is_known and told is not None and rank(told[0]) > rank(change.state):
                 before = TaskState(told[0]).name
                 raise Violation(
                     "5", f"{change.id.hex()[-4:]} was {before}, and {host.name} makes it {change.state.name}"

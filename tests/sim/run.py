@@ -110,7 +110,7 @@ def draw_world(seed: int, *, is_traced: bool = False) -> World:
     world.work_s = random.choice((0.05, 0.3, 1.0, 2.5))
     world.poison = random.choice((0.0, 0.0, 0.2))
     world.way_s = random.choice(((0.0002, 0.0002), (0.001, 0.002), (0.005, 0.02)))
-    is_purging = random.random() < 0.3
+    kept_s = random.choice((3.0, 15.0)) if random.random() < 0.3 else 7 * 86_400.0
     settings = SchedulerSettings(
         worker_grace_s=random.choice((1.0, 5.0)),
         restart_grace_s=random.choice((3.0, 10.0)),
@@ -123,12 +123,13 @@ def draw_world(seed: int, *, is_traced: bool = False) -> World:
         hand_over_after_s=random.choice((0.5, 2.0, 10.0)),
         empty_wait_s=random.choice((1.0, 10.0)),
         window=random.choice((1, 2, 5, 8192)),
-        finished_age_max_s=15.0 if is_purging else 7 * 86_400.0,
+        finished_age_max_s=kept_s,
     )
     _draw_hosts(world, settings)
     length_s = random.uniform(12.0, 35.0)
     world.calm_from_s = length_s
-    _draw_clients(world, length_s, 8.0 if is_purging else 25.0)
+    # Who asks again after that has its tasks run anew.
+    _draw_clients(world, length_s, min(25.0, 0.6 * kept_s))
     _draw_faults(world, length_s)
     return world
 
