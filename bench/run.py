@@ -88,10 +88,10 @@ def submissions(made: Cluster, count: int) -> float:
     return count / seconds
 
 
-def latencies(made: Cluster, count: int = 300) -> list[float]:
-    """Seconds from submission to result of single no-op calls, one after the other, on one connection."""
+def latencies(made: Cluster, task: dict[str, Any], count: int = 300) -> list[float]:
+    """Seconds from submission to result of single tasks, one after the other, on one connection."""
     client = Client(made.head.socket)
-    body = json.dumps({"type": "noop", "params": {}}).encode()
+    body = json.dumps(task).encode()
     samples = []
     for _ in range(count):
         begun = time.perf_counter()
@@ -126,7 +126,7 @@ def measure(directory: Path, scale: float) -> dict[str, float]:
         figures["no-op handler tasks /s"] = throughput(made, {"type": "noop", "params": {}}, count)
         figures["scheduler CPU µs per task"] = (cpu_s(made) - used) / count * 1e6
         figures["bulk submissions /s"] = submissions(made, count)
-        samples = latencies(made)
+        samples = latencies(made, {"type": "noop", "params": {}})
         figures["round trip p50 ms"] = median(samples) * 1e3
         figures["round trip p99 ms"] = percentile(samples, 99) * 1e3
     commands = max(BATCH, int(4_000 * scale) // BATCH * BATCH)

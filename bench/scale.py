@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench.ceilings import median, percentile
 from bench.depth import rss_bytes
-from bench.run import Client, cpu_s, throughput
+from bench.run import cpu_s, latencies, throughput
 from tests.integration.cluster import Cluster, free_port
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
@@ -59,19 +59,6 @@ def many(directory: Path, count: int, slots: int, task_s: float) -> Iterator[Clu
         made.close()
 
 
-def latencies(made: Cluster, count: int) -> list[float]:
-    """Seconds of single tasks, one after the other, from submission to result."""
-    client = Client(made.head.socket)
-    samples = []
-    for _ in range(count):
-        begun = time.perf_counter()
-        answer = client.post("/v1/tasks?wait=30", json.dumps(TASK).encode())
-        samples.append(time.perf_counter() - begun)
-        assert b'"succeeded"' in answer, answer
-    client.close()
-    return samples
-
-
 def connected(directory: Path, count: int, tasks: int) -> Figures:
     """Figures with so many workers connected."""
     with many(directory, count, 4, 0.0) as made:
@@ -83,7 +70,7 @@ def connected(directory: Path, count: int, tasks: int) -> Figures:
         used = cpu_s(made)
         rate = throughput(made, TASK, tasks)
         cost_s = (cpu_s(made) - used) / tasks
-        samples = latencies(made, 200)
+        samples = latencies(made, TASK, 200)
         return {
             "workers": count,
             "idle % of a core": 100 * idle_share,

@@ -64,9 +64,7 @@ class Adoption:
         now_s = self._utc(now)
         if mine is not None:
             self._ledger.warm(mine)
-        known = self._ledger.tasks.get(row.id)
-        if known is not None and known.key is not None:
-            self._roster.known(known.record.attempts[-1].worker).release(known)
+        self._released(row.id)
         task = self._ledger.adopt(row, is_new=mine is None, now_s=now_s)
         if task.key is not None:
             self._give(task, task.key, now_s)
@@ -74,12 +72,16 @@ class Adoption:
     def drop(self, row: TaskRow) -> None:
         """Another scheduler has purged a task after all that we know of it: nothing is to be done for it any more."""
         self._ledger.warm(row)
-        task = self._ledger.tasks.get(row.id)
-        if task is None:
-            return
-        if task.key is not None:
+        task = self._released(row.id)
+        if task is not None:
+            self._ledger.take_out(task)
+
+    def _released(self, task_id: bytes) -> Task | None:
+        """A task in memory, which no worker has any more as far as we count."""
+        task = self._ledger.tasks.get(task_id)
+        if task is not None and task.key is not None:
             self._roster.known(task.record.attempts[-1].worker).release(task)
-        self._ledger.take_out(task)
+        return task
 
     def _give(self, task: Task, key: AttemptKey, now_s: float) -> None:
         worker = self._roster.known(task.record.attempts[-1].worker)

@@ -96,7 +96,7 @@ class Sorter:
                 known = decode_record(record)
                 if known.cancel_wanted:
                     return False
-                may_have_begun = any(attempt.may_have_begun for attempt in known.attempts)
+                may_have_begun = known.may_have_begun
             key: tuple[object, ...] = (type, priority, queue)
             if b"constraints" in spec or b"resources" in spec or b"deadline_s" in spec:
                 shape = _decode_shape(spec)
@@ -114,7 +114,7 @@ class Sorter:
         if known.cancel_wanted:
             return False
         self._delayed.setdefault((state, queue), bytearray()).extend(entry_of(known.due_s, task_id))
-        if b"deadline_s" in spec and not any(attempt.may_have_begun for attempt in known.attempts):
+        if b"deadline_s" in spec and not known.may_have_begun:
             deadline_s = _decode_shape(spec).deadline_s
             if deadline_s:
                 self._deadlines += entry_of(deadline_s, task_id)

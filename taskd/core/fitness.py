@@ -41,7 +41,7 @@ def _problem(row: TaskRow) -> str:
         return f"its priority is {spec.priority}"
     if not all(map(isfinite, _times(row, spec, record))):
         return "one of its times is no number"
-    if _has_open_attempt(record) != (row.state in _WITH_ATTEMPT):
+    if (record.open_attempt is not None) != (row.state in _WITH_ATTEMPT):
         return f"its attempts do not go with the state {TaskState(row.state).word}"
     return ""
 
@@ -51,7 +51,3 @@ def _times(row: TaskRow, spec: TaskSpec, record: Record) -> tuple[float, ...]:
         row.submitted_s, row.changed_s, row.finished_s, spec.submitted_s, spec.not_before_s, spec.deadline_s,
         record.due_s,
     )  # fmt: skip
-
-
-def _has_open_attempt(record: Record) -> bool:
-    return bool(record.attempts) and record.attempts[-1].outcome is None

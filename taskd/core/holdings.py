@@ -219,7 +219,7 @@ class Holdings(ABC):
     def _set_deadline(self, task: Task) -> None:
         """Only a task that has not begun can be too late; one that was given back unstarted still can."""
         deadline_s = task.spec.deadline_s
-        if deadline_s and not any(attempt.may_have_begun for attempt in task.record.attempts):
+        if deadline_s and not task.record.may_have_begun:
             self._calendar.set(Due.TOO_LATE, task.id, deadline_s)
 
     # -- Time ----------------------------------------------------------------------------------------------------------

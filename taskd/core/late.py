@@ -93,7 +93,7 @@ class LateResults:
                 if task_id in self._ledger.tasks:
                     here.append(ended)
                     continue
-                if not is_known or task_id in self._outbox or self._outbox.recent.is_outdated(task_id, row):
+                if not is_known or self._outbox.is_outdated(task_id, row):
                     continue  # We cannot judge it; or it changes right now, and the worker sends the result again.
                 if row is not None:  # Otherwise it was purged, and nothing is left to write down.
                     task = ended_tasks.setdefault(task_id, Task.from_row(row))

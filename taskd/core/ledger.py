@@ -151,7 +151,7 @@ class Ledger(Holdings):
 
     def late_success(self, task: Task, ended: AttemptEnded, worker: int, now_s: float) -> None:
         """An attempt that had been given up, or of which we knew nothing, has succeeded: the task is done."""
-        attempt = task.open_attempt
+        attempt = task.record.open_attempt
         if attempt is not None:
             attempt.reason = "another attempt succeeded first"
             attempt.ended_s = now_s

@@ -113,10 +113,8 @@ class Merger:
         for row in rows:
             if target is not None and target.has(row.id):
                 self._merge(row, target.current(row.id), theirs, now)
-            elif row.id not in found or row.id in self._outbox:
+            elif row.id not in found or self._outbox.is_outdated(row.id, found[row.id]):
                 changed.append(row)  # It has left our memory, or changed, while we read: read again.
-            elif self._outbox.recent.is_outdated(row.id, found[row.id]):
-                changed.append(row)
             else:
                 self._merge(row, found[row.id], theirs, now)
         if changed:
@@ -160,8 +158,7 @@ class Merger:
                 return
             ids = []
             for row in event.rows:
-                has_changed = row.id in outbox or outbox.recent.is_outdated(row.id, row)
-                if theirs.covers(row.dot) and not has_changed:
+                if theirs.covers(row.dot) and not outbox.is_outdated(row.id, row):
                     target.drop(row)
                     ids.append(row.id)
             if ids:

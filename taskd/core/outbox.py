@@ -139,6 +139,10 @@ class Outbox:
         in_flight = self._in_flight
         return task_id in self._open or (in_flight is not None and task_id in in_flight)
 
+    def is_outdated(self, task_id: bytes, row: TaskRow | None) -> bool:
+        """Whether a task is changing, or has changed since this row, or its absence, was read."""
+        return task_id in self or self.recent.is_outdated(task_id, row)
+
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits to become durable, here or at a standby."""

@@ -193,6 +193,16 @@ class Record(Struct, array_like=True):
     accepted: Dot | None = None  # the commit that took it: seen and yet absent, it was purged
     decided: Dot | None = None  # the commit that ended it
 
+    @property
+    def open_attempt(self) -> Attempt | None:
+        attempts = self.attempts
+        return attempts[-1] if attempts and attempts[-1].outcome is None else None
+
+    @property
+    def may_have_begun(self) -> bool:
+        """Whether any attempt did."""
+        return any(attempt.may_have_begun for attempt in self.attempts)
+
 
 RAN_TWICE = "it was handed out twice while the cluster was divided"
 
@@ -231,11 +241,6 @@ class Task:
         if state >= TaskState.SUCCEEDED:
             self.finished_s = now_s
 
-    @property
-    def open_attempt(self) -> Attempt | None:
-        attempts = self.record.attempts
-        return attempts[-1] if attempts and attempts[-1].outcome is None else None
-
     def attempt(self, key: AttemptKey) -> Attempt | None:
         """The attempt with this key, open or closed."""
         for attempt in self.record.attempts:
@@ -262,7 +267,7 @@ class Task:
         task = cls(row.id, decode_spec(row.spec), row.spec, TaskState(row.state), decode_record(row.record))
         task.changed_s = row.changed_s
         task.finished_s = row.finished_s
-        attempt = task.open_attempt
+        attempt = task.record.open_attempt
         if attempt is not None:
             task.key = AttemptKey(row.id, attempt.number, attempt.term, attempt.lsn)
         return task

@@ -203,7 +203,7 @@ def test_a_task_without_an_open_attempt_has_no_key_after_the_disk() -> None:
     task.record.attempts.append(Attempt(1, Term(1, 1, 1), 1, 11, 6.0, outcome=Outcome.LOST))
     again = Task.from_row(task.row(Dot(Term(1, 1, 1), 2)))
     assert again.key is None
-    assert again.open_attempt is None
+    assert again.record.open_attempt is None
     assert decode_record(task.row(Dot(Term(1, 1, 1), 2)).record).attempts == task.record.attempts
 
 

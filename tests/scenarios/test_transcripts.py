@@ -14,8 +14,7 @@ import pytest
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
-from taskd.core.settings import SchedulerSettings
-from taskd.core.task import TaskSpec, encode
+from tests.core.test_take_over import cluster, submit
 from tests.core.world import Host, World
 from tests.sim.brief import brief
 
@@ -50,27 +49,11 @@ class Scribe(World):
         self.lines.append(f"{self.now - self._begun_at:8.3f} {name:>4} {text}")
 
 
-def cluster(world: Scribe, schedulers: int, workers: int) -> None:
-    """Schedulers 1, 2, … of which 1 leads, and workers 11, 12, …"""
-    for number in range(schedulers):
-        world.add(1 + number, "scheduler", settings=SchedulerSettings())
-    for number in range(workers):
-        world.add(11 + number, "worker")
-    world.run(2.0)
-
-
-def submit(world: Scribe, node_id: int, **options: object) -> bytes:
-    spec = TaskSpec("command", argv=("true",), submitted_s=world.utc, **options)  # type: ignore[arg-type]
-    task_id = world.fresh_id()
-    world.ask(lambda call: ev.Submitted(call, [ev.NewTask(task_id, spec, encode(spec))]), node_id)
-    return task_id
-
-
 def a_task_runs(world: Scribe) -> None:
     """One scheduler and one worker find each other; a task is accepted, handed out, and ends."""
     cluster(world, 1, 1)
     world.headline("a client submits a task")
-    task = submit(world, 1)
+    (task,) = submit(world, 1)
     world.headline("its process ends")
     world.end(task)
 
@@ -79,7 +62,7 @@ def a_worker_is_lost(world: Scribe) -> None:
     """A worker dies with a task; after the grace another attempt begins elsewhere."""
     cluster(world, 1, 2)
     world.headline("a client submits a task")
-    task = submit(world, 1)
+    (task,) = submit(world, 1)
     world.headline("its worker dies")
     world.crash(world.where(task)[0])
     world.run(60.0)
@@ -91,7 +74,7 @@ def the_leader_is_lost(world: Scribe) -> None:
     """The leader dies with a task running; the standby leads, the task goes on, and the lower id returns."""
     cluster(world, 2, 1)
     world.headline("a client submits a task")
-    task = submit(world, 1)
+    (task,) = submit(world, 1)
     world.headline("the leader dies")
     world.crash(1)
     world.run(1.0)
@@ -106,7 +89,7 @@ def both_sides_of_a_cut_work(world: Scribe) -> None:
     """A cut divides two schedulers, each with a worker: both lead, and what both decided about one task is joined."""
     cluster(world, 2, 2)
     world.headline("a client submits a task")
-    task = submit(world, 1)
+    (task,) = submit(world, 1)
     world.headline("the network is cut in two")
     worker = world.where(task)[0]
     other = 23 - worker

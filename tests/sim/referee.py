@@ -629,8 +629,8 @@ class Referee:
             if decided is None:
                 raise Violation("5", f"{host.name} announces {change.id.hex()[-4:]}, and its row has no decision")
             told = self.told.get(change.id)
-            is_known = told is not None and covers(host.database.seen, told[1]) and change.id not in self.purged
-            if is_known and told is not None and rank(told[0]) > rank(change.state):
+            is_less = told is not None and rank(told[0]) > rank(change.state)
+            if told is not None and is_less and covers(host.database.seen, told[1]) and change.id not in self.purged:
                 before = TaskState(told[0]).name
                 raise Violation(
                     "5", f"{change.id.hex()[-4:]} was {before}, and {host.name} makes it {change.state.name}"
