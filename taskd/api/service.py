@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from enum import Enum
 from typing import Literal, Protocol
 
@@ -55,6 +55,10 @@ class HandlerDefaults(Struct, frozen=True):
     timeout_s: float = 0.0  # 0: none
 
 
+ParamsCheck = Callable[[bytes], None]
+"""Raises InvalidRequest for params (JSON text) that no handler takes."""
+
+
 class Receipt(Struct, frozen=True):
     """What became of a submission: ids that were `known` before, and on how many disks all of it is now."""
 
@@ -92,8 +96,9 @@ class Service(Protocol):
 
     # The following are only called while `leads`; those that read tasks also where `own_reads` allows it.
 
-    def check_params(self, type: str, params: bytes) -> None:
-        """Raises InvalidRequest(field="params...") where handlers of this type are known and none takes them."""
+    def params_check(self, type: str) -> ParamsCheck | None:
+        """What params (JSON text) of handlers of this type have to pass: it raises InvalidRequest(field="params...")
+        where none takes them. None: there is nothing to check, above all where no such handler is known."""
 
     def handler_defaults(self, type: str) -> HandlerDefaults:
         """What the handlers of this type want; the most patient, where those of several workers differ."""

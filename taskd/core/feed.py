@@ -86,7 +86,7 @@ class Feed:
         self._flaps = flaps
         self._standbys: dict[int, _Standby] = {}
         self._expected: set[int] = set()  # to follow us, from the begin of our reign
-        self._parts_in_flight: list[msg.Replicate] = []
+        self._in_flight: Commit | None = None  # with `last_lsn`
         self.last_lsn = 0  # streamed
         self._progress_at = 0.0  # when a standby last brought us on, or had nothing to do
         self._timers: Deadlines[str] = Deadlines()
@@ -129,8 +129,9 @@ class Feed:
         standby = self._standbys[node_id]
         standby.stage, standby.since = Stage.CATCHING_UP, now
         # The commit on its way to the disk is in no page yet and was streamed before this standby was here.
-        for part in self._parts_in_flight:
-            self._say(Send(node_id, part))
+        if self._in_flight is not None:
+            for part in _parts(self._term, self._in_flight, self.last_lsn):
+                self._say(Send(node_id, part))
         self._giver.start(node_id, self._term, standby.seen)
 
     def gone(self, node_id: int, now: float, *, is_orderly: bool) -> None:
@@ -187,11 +188,10 @@ class Feed:
 
     def stream(self, commit: Commit, lsn: int, now: float) -> None:
         """A commit of ours is on its way to the disk: have the standbys write it at the same time."""
-        parts = self._parts_in_flight = _parts(self._term, commit, lsn)
-        self.last_lsn = lsn
-        for node_id, standby in self._standbys.items():
-            if standby.stage is Stage.MERGING:
-                continue
+        self._in_flight, self.last_lsn = commit, lsn
+        fed = [(node_id, it) for node_id, it in self._standbys.items() if it.stage is not Stage.MERGING]
+        parts = _parts(self._term, commit, lsn) if fed else []
+        for node_id, standby in fed:
             for part in parts:
                 self._say(Send(node_id, part))
             if standby.behind_since is None:
@@ -202,7 +202,7 @@ class Feed:
 
     def committed(self) -> None:
         """The commit on its way to the disk has arrived: pages that begin now show it."""
-        self._parts_in_flight = []
+        self._in_flight = None
 
     def replicated(self, sender: int, message: msg.Replicated, now: float) -> list[Effect]:
         """A standby holds everything up to a commit; returns what waited for that."""

@@ -7,7 +7,6 @@ turn, or when somebody wants something of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -15,12 +14,13 @@ from msgspec import Struct
 
 from taskd.core.backlog import ENTRY_BYTES, Backlog, due_of
 from taskd.core.calendar import Calendar, Due
+from taskd.core.counts import Counts
 from taskd.core.outbox import Outbox
 from taskd.core.queue import ReadyQueue, Shape
-from taskd.core.task import Task, TaskState, decode_spec
+from taskd.core.task import CANCELLED, QUEUED, RETRYING, SCHEDULED, SUCCEEDED, Task, TaskState, decode_spec
 from taskd.protocol.messages import TaskRow
 
-_DELAYED = (TaskState.SCHEDULED, TaskState.RETRYING)
+_DELAYED = (SCHEDULED, RETRYING)
 
 
 class Wanted(Struct, frozen=True):
@@ -36,7 +36,7 @@ class Holdings(ABC):
 
     def __init__(self, outbox: Outbox, window: int) -> None:
         self.tasks: dict[bytes, Task] = {}  # those in memory
-        self.counts: Counter[tuple[TaskState, str]] = Counter()  # of all, by state and queue; none is zero
+        self.counts = Counts()  # of all
         self.queue = ReadyQueue(window)
         self._calendar = Calendar(window)
         self._outbox = outbox
@@ -51,7 +51,7 @@ class Holdings(ABC):
 
     def __len__(self) -> int:
         """How many tasks are unfinished."""
-        return sum(self.counts.values())
+        return self.counts.total
 
     def load(self, backlog: Backlog, now_s: float) -> list[Task]:
         """Take in unfinished tasks from the store; returns those with an attempt still open."""
@@ -63,28 +63,28 @@ class Holdings(ABC):
                 open_tasks.append(task)
         for ready in backlog.ready:
             self.queue.load(decode_spec(ready.spec), ready.entries)
-            self.counts[TaskState.QUEUED, ready.queue] += len(ready.entries) // ENTRY_BYTES
+            self.counts.add(QUEUED, ready.queue, len(ready.entries) // ENTRY_BYTES)
         for delayed in backlog.delayed:
             self._calendar.load(Due.READY, delayed.entries)
-            self.counts[TaskState(delayed.state), delayed.queue] += len(delayed.entries) // ENTRY_BYTES
+            self.counts.add(TaskState(delayed.state), delayed.queue, len(delayed.entries) // ENTRY_BYTES)
         self._calendar.load(Due.TOO_LATE, backlog.deadlines)
         return open_tasks
 
     def _take_in(self, task: Task, now_s: float) -> None:
         """Have an unfinished task in memory, where its state belongs: the queue, or the calendar."""
         self.tasks[task.id] = task
-        self.counts[task.state, task.spec.queue] += 1
+        self.counts.add(task.state, task.spec.queue)
         self._index(task)
         if task.key is not None:
             task.shape = self.queue.shape_of(task.spec)
         elif task.record.cancel_wanted:
             # One leader wanted it cancelled while the attempt of another ended: nothing is open any more.
-            self._finish(task, TaskState.CANCELLED, now_s)
+            self._finish(task, CANCELLED, now_s)
 
     def _index(self, task: Task) -> None:
-        if task.state is TaskState.QUEUED:
+        if task.state is QUEUED:
             self.queue.push(task)
-        elif task.state in (TaskState.SCHEDULED, TaskState.RETRYING):
+        elif task.state in _DELAYED:
             self._calendar.set(Due.READY, task.id, task.record.due_s)
         self._set_deadline(task)
 
@@ -116,7 +116,7 @@ class Holdings(ABC):
 
     def warm(self, row: TaskRow) -> Task | None:
         """Have a task in memory that is on the disk alone, as it is there; None where it is not one of those."""
-        if row.id in self.tasks or row.state >= TaskState.SUCCEEDED:
+        if row.id in self.tasks or row.state >= SUCCEEDED:
             return None
         task = Task.from_row(row)
         if not self._is_taken_from_disk(task):
@@ -127,7 +127,7 @@ class Holdings(ABC):
 
     def _is_taken_from_disk(self, task: Task) -> bool:
         """Nothing of a task is left where those on the disk alone are remembered; False where it was not there."""
-        if task.state is TaskState.QUEUED:
+        if task.state is QUEUED:
             was_cold = self.queue.warm(task.spec, task.id)
         else:
             was_cold = task.state in _DELAYED and self._calendar.warm(Due.READY, task.id, task.record.due_s)
@@ -190,31 +190,29 @@ class Holdings(ABC):
             self._outbox.insert(task)
         else:
             self._outbox.update(task)
-        if not task.state.is_final:
+        if task.state < SUCCEEDED:
             self._take_in(task, now_s)
         return task
 
     def take_out(self, task: Task) -> None:
         """Forget where a task is."""
-        if task.state is TaskState.QUEUED:
+        if task.state is QUEUED:
             self.queue.remove(task)
         self._calendar.clear(Due.READY, task.id)
         self._calendar.clear(Due.TOO_LATE, task.id)
         del self.tasks[task.id]
-        self._count(task, -1)
-
-    def _count(self, task: Task, number: int) -> None:
-        key = (task.state, task.spec.queue)
-        self.counts[key] += number
-        if not self.counts[key]:
-            del self.counts[key]
+        self.counts.add(task.state, task.spec.queue, -1)
 
     def _move(self, task: Task, state: TaskState, now_s: float) -> None:
-        """Change a task's state. Counted here, for counting millions when somebody asks would hold up the leader."""
-        self._count(task, -1)
+        """Change a task's state, and count it there."""
+        before = task.state
         task.move(state, now_s)
-        if not state.is_final:
-            self.counts[state, task.spec.queue] += 1
+        counts = self.counts.of(task.spec.queue)
+        counts[before] -= 1
+        if state < SUCCEEDED:
+            counts[state] += 1
+        else:
+            self.counts.total -= 1
 
     def _set_deadline(self, task: Task) -> None:
         """Only a task that has not begun can be too late; one that was given back unstarted still can."""

@@ -15,10 +15,29 @@ from taskd.core.events import NewTask
 from taskd.core.holdings import Holdings
 from taskd.core.outbox import Outbox
 from taskd.core.stats import Stats
-from taskd.core.task import REPORTS_KEPT, Attempt, Outcome, Record, Task, TaskState
+from taskd.core.task import (
+    ASSIGNED,
+    CANCELLED,
+    CANCELLING,
+    EXPIRED,
+    FAILED,
+    QUEUED,
+    REPORTS_KEPT,
+    RETRYING,
+    RUNNING,
+    SCHEDULED,
+    SUCCEEDED,
+    Attempt,
+    Outcome,
+    Record,
+    Task,
+    TaskState,
+)
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 
-_OUTCOMES = frozenset(Outcome)
+# Looked up once, as the states: see task.py.
+_OUTCOMES = {int(outcome): outcome for outcome in Outcome}
+_OK, _EXCEPTION, _LOST, _PREEMPTED = Outcome.OK, Outcome.EXCEPTION, Outcome.LOST, Outcome.PREEMPTED
 
 
 class Ledger(Holdings):
@@ -38,10 +57,10 @@ class Ledger(Holdings):
             return False
         spec = new.spec
         is_early = spec.not_before_s > now_s
-        state = TaskState.SCHEDULED if is_early else TaskState.QUEUED
+        state = SCHEDULED if is_early else QUEUED
         task = Task(new.id, spec, new.spec_bytes, state, Record([], due_s=spec.not_before_s if is_early else 0.0))
         self.tasks[new.id] = task
-        self.counts[state, spec.queue] += 1
+        self.counts.add(state, spec.queue)
         self._index(task)
         self._outbox.insert(task)
         self._stats.submitted[spec.type, spec.queue] += 1
@@ -53,9 +72,9 @@ class Ledger(Holdings):
             return
         task.record.cancel_wanted = True
         if task.key is None:
-            self._finish(task, TaskState.CANCELLED, now_s)
+            self._finish(task, CANCELLED, now_s)
         else:
-            self._move(task, TaskState.CANCELLING, now_s)
+            self._move(task, CANCELLING, now_s)
             self._outbox.update(task)
 
     # -- Attempts ------------------------------------------------------------------------------------------------------
@@ -72,7 +91,7 @@ class Ledger(Holdings):
         attempts.append(Attempt(number, outbox.term, outbox.lsn, worker, now_s))
         key = task.key = AttemptKey(task.id, number, outbox.term, outbox.lsn)
         task.is_recalled = False
-        self._move(task, TaskState.ASSIGNED, now_s)
+        self._move(task, ASSIGNED, now_s)
         outbox.update(task)
         return key
 
@@ -84,37 +103,37 @@ class Ledger(Holdings):
     def started(self, started: AttemptStarted, now_s: float) -> None:
         """A worker began an attempt."""
         task = self.current(started.key)
-        if task is None or task.state is not TaskState.ASSIGNED:
+        if task is None or task.state is not ASSIGNED:
             return  # Ended, cancelled or lost in the meantime.
         task.record.attempts[-1].started_s = started.started_s
-        self._move(task, TaskState.RUNNING, now_s)
+        self._move(task, RUNNING, now_s)
         self._outbox.update(task)
 
     def ended(self, task: Task, ended: AttemptEnded, now_s: float) -> None:
         """The open attempt of a task has ended: decide what follows."""
-        outcome = Outcome(ended.outcome) if ended.outcome in _OUTCOMES else Outcome.EXCEPTION  # of a newer worker
+        outcome = _OUTCOMES.get(ended.outcome, _EXCEPTION)  # which is what one of a newer worker is taken for
         attempt = task.record.attempts[-1]
         attempt.started_s = ended.started_s or attempt.started_s
         attempt.ended_s = ended.ended_s
         attempt.report = ended.report
-        if ended.started_s and outcome is not Outcome.PREEMPTED:
+        if ended.started_s and outcome is not _PREEMPTED:
             duration_s = max(0.0, ended.ended_s - ended.started_s)
             self._stats.duration.observe(duration_s)
             assert task.shape is not None
             task.shape.ran(duration_s)
-        if outcome is Outcome.LOST:
+        if outcome is _LOST:
             # Its worker knows from its journal that it had begun, and not when: at this time or later.
             attempt.started_s = attempt.started_s or attempt.dispatched_s
             self.lose(task, "its worker restarted", "worker_restarted", now_s)
             return
         self._close(task, attempt, outcome)
-        if outcome is Outcome.OK:
-            self._finish(task, TaskState.SUCCEEDED, now_s)
+        if outcome is _OK:
+            self._finish(task, SUCCEEDED, now_s)
         elif task.record.cancel_wanted:
-            self._finish(task, TaskState.CANCELLED, now_s)
-        elif outcome is Outcome.PREEMPTED:
+            self._finish(task, CANCELLED, now_s)
+        elif outcome is _PREEMPTED:
             if ended.started_s and task.spec.on_lost == "fail":
-                self._finish(task, TaskState.FAILED, now_s, "its worker stopped while it ran, and on_lost is fail")
+                self._finish(task, FAILED, now_s, "its worker stopped while it ran, and on_lost is fail")
             else:
                 self._requeue(task, now_s)
         else:
@@ -125,15 +144,15 @@ class Ledger(Holdings):
         attempt = task.record.attempts[-1]
         attempt.reason = reason
         attempt.ended_s = attempt.ended_s or now_s
-        self._close(task, attempt, Outcome.LOST)
+        self._close(task, attempt, _LOST)
         self._stats.lost[cause] += 1
         count = retry.losses(task.record)
         if task.record.cancel_wanted:
-            self._finish(task, TaskState.CANCELLED, now_s, reason)
+            self._finish(task, CANCELLED, now_s, reason)
         elif task.spec.on_lost == "fail":
-            self._finish(task, TaskState.FAILED, now_s, f"lost ({reason}), and on_lost is fail")
+            self._finish(task, FAILED, now_s, f"lost ({reason}), and on_lost is fail")
         elif count >= self._crash_limit:
-            self._finish(task, TaskState.FAILED, now_s, f"lost {count} times: it may be what takes its workers down")
+            self._finish(task, FAILED, now_s, f"lost {count} times: it may be what takes its workers down")
         else:
             self._requeue(task, now_s)
 
@@ -146,7 +165,7 @@ class Ledger(Holdings):
         task.record.attempts.append(Attempt(key.number, key.term, key.lsn, worker, now_s))
         task.key = key
         task.shape = self.queue.shape_of(task.spec)
-        self._move(task, TaskState.ASSIGNED, now_s)
+        self._move(task, ASSIGNED, now_s)
         self._outbox.update(task)
 
     def late_success(self, task: Task, ended: AttemptEnded, worker: int, now_s: float) -> None:
@@ -155,12 +174,12 @@ class Ledger(Holdings):
         if attempt is not None:
             attempt.reason = "another attempt succeeded first"
             attempt.ended_s = now_s
-            self._close(task, attempt, Outcome.LOST)
+            self._close(task, attempt, _LOST)
         late = task.attempt(ended.key) or Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, 0.0)
         _write_result(late, ended)
         # The one that speaks for the task is the last.
         task.record.attempts = [other for other in task.record.attempts if other is not late] + [late]
-        self._finish(task, TaskState.SUCCEEDED, now_s)
+        self._finish(task, SUCCEEDED, now_s)
 
     def note_late(self, task: Task, ended: AttemptEnded, worker: int) -> None:
         """Write down the result of an attempt that decides nothing any more."""
@@ -169,8 +188,8 @@ class Ledger(Holdings):
         if late is None:
             late = Attempt(ended.key.number, ended.key.term, ended.key.lsn, worker, ended.started_s)
             attempts.insert(max(0, len(attempts) - 1), late)  # The last one speaks for the task.
-        speaks = task.state.is_final and late is attempts[-1]
-        if late.outcome is None or (late.outcome is Outcome.LOST and not speaks):
+        speaks = task.state >= SUCCEEDED and late is attempts[-1]
+        if late.outcome is None or (late.outcome is _LOST and not speaks):
             _write_result(late, ended)
         self._outbox.update(task)
 
@@ -181,7 +200,7 @@ class Ledger(Holdings):
             return
         self._stats.retries += 1
         task.record.due_s = now_s + retry.delay_s(task.spec.backoff, count, self._random)
-        self._move(task, TaskState.RETRYING, now_s)
+        self._move(task, RETRYING, now_s)
         self._calendar.set(Due.READY, task.id, task.record.due_s)
         self._outbox.update(task)
 
@@ -193,13 +212,13 @@ class Ledger(Holdings):
             attempts[-1 - REPORTS_KEPT].report = b""
 
     def _requeue(self, task: Task, now_s: float) -> None:
-        self._move(task, TaskState.QUEUED, now_s)
+        self._move(task, QUEUED, now_s)
         self.queue.push(task)
         self._set_deadline(task)
         self._outbox.update(task)
 
     def _finish(self, task: Task, state: TaskState, now_s: float, reason: str = "") -> None:
-        if task.state is TaskState.QUEUED:
+        if task.state is QUEUED:
             self.queue.remove(task)
         self._calendar.clear(Due.READY, task.id)
         self._calendar.clear(Due.TOO_LATE, task.id)
@@ -209,7 +228,7 @@ class Ledger(Holdings):
         attempts = task.record.attempts
         outcome = attempts[-1].outcome if attempts else None
         spec = task.spec
-        self._stats.finished[spec.type, spec.queue, Outcome.PREEMPTED if outcome is None else outcome] += 1
+        self._stats.finished[spec.type, spec.queue, _PREEMPTED if outcome is None else outcome] += 1
         self._outbox.update(task)
 
     def _on_due(self, kind: Due, task_id: bytes, now_s: float) -> None:
@@ -220,11 +239,11 @@ class Ledger(Holdings):
             task.record.due_s = 0.0
             self._requeue(task, now_s)
         else:
-            self._finish(task, TaskState.EXPIRED, now_s, "its deadline to begin has passed")
+            self._finish(task, EXPIRED, now_s, "its deadline to begin has passed")
 
 
 def _write_result(attempt: Attempt, ended: AttemptEnded) -> None:
-    attempt.outcome = Outcome(ended.outcome) if ended.outcome in _OUTCOMES else Outcome.EXCEPTION
+    attempt.outcome = _OUTCOMES.get(ended.outcome, _EXCEPTION)
     attempt.started_s = ended.started_s or attempt.started_s
     attempt.ended_s = ended.ended_s
     attempt.report = ended.report

@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heapreplace
 
 from taskd.core.queue import Rank, ReadyQueue, Shape
 from taskd.core.roster import Roster, Worker
-from taskd.core.task import Task, TaskState
+from taskd.core.task import ASSIGNED, Task
 
 RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than they could be fetched back.
 
@@ -93,7 +93,7 @@ def _is_sooner_elsewhere(task: Task, idle: list[Worker]) -> bool:
     shape = task.shape
     assert shape is not None
     return (
-        task.state is TaskState.ASSIGNED
+        task.state is ASSIGNED
         and not task.is_recalled
         and (shape.mean_s or 0.0) >= RECALL_TASK_S_MIN
         and any(worker.could_run(shape) and worker.load_with(shape) <= 1 for worker in idle)

@@ -256,7 +256,7 @@ class ReadyQueue:
         self.hungry: dict[Shape, None] = {}  # their next pages are wanted
         self.spilling: dict[Shape, None] = {}  # they have tasks in memory that could be on the disk alone
         self._window = window
-        self._shapes: dict[tuple[object, ...], Shape] = {}
+        self._shapes: dict[tuple[object, ...] | str, Shape] = {}
         self._shapes_max = SHAPES_KEPT
         self._count = 0
 
@@ -265,7 +265,9 @@ class ReadyQueue:
 
     def shape_of(self, spec: TaskSpec) -> Shape:
         """The shape that a spec has, the same object for equal ones. Raises ValueError for a damaged constraint."""
-        key = (spec.type, spec.constraints, *spec.resources.items())
+        resources, constraints = spec.resources, spec.constraints
+        # Most tasks ask for nothing special: their type alone says it.
+        key = (spec.type, constraints, *resources.items()) if resources or constraints else spec.type
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= self._shapes_max:
@@ -289,7 +291,8 @@ class ReadyQueue:
         """Remove and return the first task of a shape."""
         task = shape.pop()
         self._count -= 1
-        self._look_at(shape)
+        if not shape.is_ready or shape.is_hungry:
+            self._look_at(shape)
         return task
 
     def remove(self, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from taskd.core.seen import Seen
@@ -17,17 +18,17 @@ class Recent:
     def __init__(self, seen: Seen, ids_max: int = IDS_MAX) -> None:
         self._ids_max = ids_max
         self._floor = seen.copy()  # of each term: up to there it knows nothing
-        self._last: dict[bytes, Dot] = {}  # in the order of the changes
+        # In the order of the changes. A plain dict would look for its oldest entry among all that were taken out.
+        self._last: OrderedDict[bytes, Dot] = OrderedDict()
 
     def note(self, dot: Dot, ids: Iterable[bytes]) -> None:
         """Tasks have changed with this commit, or rows of it have come from elsewhere."""
         last = self._last
         for task_id in ids:
-            last.pop(task_id, None)
             last[task_id] = dot
+            last.move_to_end(task_id)
         while len(last) > self._ids_max:
-            oldest = next(iter(last))
-            self._floor.advance(last.pop(oldest))
+            self._floor.advance(last.popitem(last=False)[1])
 
     def forget(self, ids: Iterable[bytes]) -> None:
         """These tasks were purged."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from taskd.core.constraints import matches
 from taskd.core.queue import Shape
-from taskd.core.task import Task, TaskState
+from taskd.core.task import ASSIGNED, Task
 from taskd.protocol.messages import AttemptKey, NodeInfo, NodeRow, Offer
 
 NOTHING_OFFERED = Offer(0, {}, {}, ())
@@ -79,7 +79,7 @@ class Worker:
     @property
     def not_begun(self) -> list[Task]:
         """What it was given and has not begun, as far as we have heard."""
-        return [task for task in self.assigned.values() if task.state is TaskState.ASSIGNED]
+        return [task for task in self.assigned.values() if task.state is ASSIGNED]
 
     def load_with(self, shape: Shape) -> float:
         """How full it would be with one more task of this shape, by what it would have least of: slots, or anything

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from taskd.api.cluster_types import EventView
 from taskd.core.effects import AnnounceNode, Change, Superseded
-from taskd.core.task import TaskState, deciding_attempt, decode_record
+from taskd.core.task import SUCCEEDED, TaskState, deciding_attempt, decode_record
 from taskd.protocol.messages import TaskRow
 
 BACKLOG_MAX = 10_000  # Events that a slow reader may be behind before it is let go.
@@ -108,7 +108,7 @@ class Hub:
         """Tell everyone concerned."""
         if self._watches:
             for change in changes:
-                if change.state >= TaskState.SUCCEEDED:
+                if change.state >= SUCCEEDED:
                     for watch in self._watches.pop(change.id, ()):
                         watch.on_ended(change)
         if self._streams:

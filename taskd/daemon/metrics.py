@@ -109,7 +109,7 @@ class _NodeCollector(Collector):
 
     def _live(self, scheduler: Scheduler) -> Iterator[Metric]:
         tasks = GaugeMetricFamily("taskd_tasks", "Unfinished tasks.", labels=["state", "queue"])
-        for (state, queue), count in scheduler.ledger.counts.items():
+        for (state, queue), count in scheduler.ledger.counts.as_dict().items():
             tasks.add_metric([state.word, queue], count)
         yield tasks
         age = GaugeMetricFamily("taskd_queue_oldest_age_seconds", "Age of the oldest ready task.", labels=["queue"])

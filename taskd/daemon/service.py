@@ -9,7 +9,7 @@ import msgspec
 
 from taskd.api.cluster_types import ClusterView, EventView, HandlerView, NodeView, Ready
 from taskd.api.dispatch import dispatch
-from taskd.api.service import ApiRequest, ApiResponse, HandlerDefaults, OwnReads, Receipt, Watch
+from taskd.api.service import ApiRequest, ApiResponse, HandlerDefaults, OwnReads, ParamsCheck, Receipt, Watch
 from taskd.api.streams import close_stream
 from taskd.api.types import Explanation, NodeFit
 from taskd.core import events as ev
@@ -26,7 +26,7 @@ from taskd.daemon.relay import Relay
 from taskd.daemon.shell import Shell, monotonic
 from taskd.daemon.views import PeerView, Views
 from taskd.errors import DiskFull, InvalidRequest
-from taskd.protocol.messages import NodeRow, TaskRow
+from taskd.protocol.messages import HandlerInfo, NodeRow, TaskRow
 from taskd.store.base import Query, Store
 
 READ_WAIT_S = 1.0  # A read during a change of leaders waits for the next one: our own copy may lack what it has.
@@ -111,33 +111,39 @@ class DaemonService:
 
     # -- Tasks ---------------------------------------------------------------------------------------------------------
 
-    def check_params(self, type: str, params: bytes) -> None:
-        """Raise InvalidRequest where handlers of this type are known and none takes these params."""
-        wrong: str | None = None
-        for worker in self._scheduler.roster:
-            if not worker.is_here or type not in worker.types:
-                continue
-            for handler in worker.offer.handlers:
-                if handler.type == type:
-                    wrong = self._checker(handler.schema).check(params)
-                    if wrong is None:
-                        return
-        if wrong is not None:
+    def params_check(self, type: str) -> ParamsCheck | None:
+        """What raises InvalidRequest where no known handler of this type takes the params."""
+        checkers = [self._checker(schema) for schema in {handler.schema for handler in self._handlers(type)}]
+        if not checkers:
+            return None
+
+        def check(params: bytes) -> None:
+            wrong: str | None = None
+            for checker in checkers:
+                wrong = checker.check(params)
+                if wrong is None:
+                    return
             raise InvalidRequest(f"the params do not fit the handler {type!r}: {wrong}", field="params")
+
+        return check
 
     def handler_defaults(self, type: str) -> HandlerDefaults:
         """What the handlers of this type want; the most patient, where those of several workers differ."""
-        found = [
-            handler
-            for worker in self._scheduler.roster
-            if worker.is_here
-            for handler in worker.offer.handlers
-            if handler.type == type
-        ]
+        found = self._handlers(type)
         if not found:
             return HandlerDefaults()
         times_s = [handler.timeout_s for handler in found]
         return HandlerDefaults(max(handler.retries for handler in found), max(times_s) if all(times_s) else 0.0)
+
+    def _handlers(self, type: str) -> list[HandlerInfo]:
+        """Those of workers that are here."""
+        return [
+            handler
+            for worker in self._scheduler.roster
+            if worker.is_here and type in worker.types
+            for handler in worker.offer.handlers
+            if handler.type == type
+        ]
 
     def _checker(self, schema: bytes) -> Checker:
         checker = self._checkers.get(schema)

@@ -204,7 +204,7 @@ class Views:
         tasks: dict[str, int] = {}
         workers = slots = 0
         if self._leads and scheduler is not None:
-            for (state, _queue), count in scheduler.ledger.counts.items():
+            for (state, _queue), count in scheduler.ledger.counts.as_dict().items():
                 tasks[state.word] = tasks.get(state.word, 0) + count
             here = [worker for worker in scheduler.roster if worker.is_here]
             workers, slots = len(here), sum(worker.offer.slots for worker in here)

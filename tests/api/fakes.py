@@ -11,7 +11,16 @@ import msgspec
 from taskd.api.cluster_types import ClusterView, EventView, HandlerView, NodeView, Ready, SchedulerView
 from taskd.api.dispatch import dispatch
 from taskd.api.ids import id_text
-from taskd.api.service import ApiRequest, ApiResponse, Caller, HandlerDefaults, OwnReads, Receipt, Service
+from taskd.api.service import (
+    ApiRequest,
+    ApiResponse,
+    Caller,
+    HandlerDefaults,
+    OwnReads,
+    ParamsCheck,
+    Receipt,
+    Service,
+)
 from taskd.api.types import Explanation, NodeFit
 from taskd.core.effects import Change
 from taskd.core.events import NewTask
@@ -223,9 +232,14 @@ class FakeService:
         head = int(self.now * 1000).to_bytes(6) + b"\x70\x00\x80\x00"
         return head + (self._last << 8).to_bytes(6)  # With room for those that count on from it.
 
-    def check_params(self, type: str, params: bytes) -> None:
-        if type in self.wrong_params:
+    def params_check(self, type: str) -> ParamsCheck | None:
+        if type not in self.wrong_params:
+            return None
+
+        def check(params: bytes) -> None:
             raise InvalidRequest(self.wrong_params[type], field="params.width")
+
+        return check
 
     def handler_defaults(self, type: str) -> HandlerDefaults:
         return self.defaults.get(type, HandlerDefaults())

@@ -68,11 +68,11 @@ def test_after_a_restart_everything_is_where_it_was(world: World) -> None:
     ids = world.submit(100)
     (late,) = world.submit(1, deadline_s=world.utc + 20)
     early = world.submit(50, not_before_s=world.utc + 30)
-    counts = dict(world.scheduler.ledger.counts)
+    counts = world.scheduler.ledger.counts.as_dict()
     world.crash(1)
     world.restart(1)
     world.run(1)
-    assert dict(world.scheduler.ledger.counts) == counts
+    assert world.scheduler.ledger.counts.as_dict() == counts
     world.run(25)
     assert world.state(late) is TaskState.EXPIRED
     assert in_memory(world) <= 2 * WINDOW
@@ -85,7 +85,10 @@ def test_tasks_that_wait_for_their_time_take_no_more_memory_than_the_next(world:
     soon = [world.submit(1, not_before_s=begin_s + 100 - number)[0] for number in range(40)]
     assert in_memory(world) <= WINDOW
     world.run(99)
-    assert world.scheduler.ledger.counts == {(TaskState.QUEUED, "default"): 39, (TaskState.SCHEDULED, "default"): 41}
+    assert world.scheduler.ledger.counts.as_dict() == {
+        (TaskState.QUEUED, "default"): 39,
+        (TaskState.SCHEDULED, "default"): 41,
+    }
     assert sorted(hire(world)) == sorted(soon)
     world.run(100)
     assert {world.state(task) for task in late} == {TaskState.SUCCEEDED}

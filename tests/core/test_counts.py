@@ -14,7 +14,7 @@ def check(world: World) -> dict[str, int]:
     unfinished = [row for row in world.hosts[1].rows.values() if not TaskState(row.state).is_final]
     found = Counter((TaskState(row.state), row.queue) for row in unfinished)
     assert len(ledger) == len(unfinished)
-    assert dict(ledger.counts) == dict(found), "nothing forgotten, nothing twice, no zeros"
+    assert ledger.counts.as_dict() == dict(found), "nothing forgotten, nothing twice, no zeros"
     by_state: Counter[str] = Counter()
     for (state, _queue), count in found.items():
         by_state[state.word] += count

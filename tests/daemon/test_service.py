@@ -10,6 +10,7 @@ import pytest
 
 from taskd.api.service import OwnReads
 from taskd.core import events as ev
+from taskd.core.counts import Counts
 from taskd.core.effects import Change
 from taskd.core.feed import StandbyView
 from taskd.core.nodes import AWAY_MAX_S, KnownNodes
@@ -62,7 +63,10 @@ class FakeScheduler:
         self.missing: list[NodeRow] = []
         self.nodes = KnownNodes(Outbox())
         self.election = FakeElection()
-        self.ledger = SimpleNamespace(tasks={}, counts={(TaskState.QUEUED, "q"): 2, (TaskState.RUNNING, "q"): 1})
+        counts = Counts()
+        counts.add(TaskState.QUEUED, "q", 2)
+        counts.add(TaskState.RUNNING, "q")
+        self.ledger = SimpleNamespace(tasks={}, counts=counts)
         self.outbox: set[bytes] = set()
         self.roster = FakeRoster()
         self.settings = SimpleNamespace(min_replicas=0)
