@@ -40,6 +40,10 @@ _LABEL_NAME = Text(
     r"[A-Za-z0-9_][A-Za-z0-9_.\-/]{0,62}", "up to 63 letters, digits, dots, slashes, hyphens, underscores"
 )
 _LABEL = Text(r"[^\x00-\x1f\x7f]{0,255}", "text of at most 255 characters on one line")
+_VARIABLE = Text(
+    r"(?!LD_|PYTHON|TASKD_|BASH_ENV|ENV$)[A-Za-z_][A-Za-z0-9_]{0,254}\*?",
+    "the name of a variable, or the beginning of names and a *; none of LD_*, PYTHON*, TASKD_*, ENV, BASH_ENV",
+)
 _MODULE = Text(r"[^\W\d]\w*(\.[^\W\d]\w*)*", "the name of a Python module such as myapp.tasks")
 
 
@@ -208,6 +212,21 @@ class WorkerSettings(Struct, frozen=True):
     handler_memory_max: Annotated[
         int, Size(0, _PIB), "A handler process above this is replaced after its call. 0: no limit."
     ] = 1 << 30
+    environment: Annotated[
+        tuple[str, ...],
+        ListOf(_VARIABLE),
+        "Variables that tasks inherit from taskd's own environment; a task's own come on top.",
+    ] = ("PATH", "HOME", "LANG", "LC_*", "TZ", "USER", "LOGNAME", "SHELL")
+    cpu_limit: Annotated[
+        str,
+        Word(("quota", "share")),
+        "quota: a task never gets more than the cpus that it asks for. share: more while others leave them idle.",
+    ] = "quota"
+    memory_rlimit: Annotated[
+        bool,
+        Switch(),
+        "Without control groups, each process of a task may have as much data as the task asks for memory.",
+    ] = True
     output_age_max: Annotated[
         float,
         Duration(60, 3660 * _DAY_S),

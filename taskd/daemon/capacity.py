@@ -18,6 +18,7 @@ from taskd.config import WorkerSettings
 from taskd.core.task import units
 from taskd.protocol.messages import HandlerInfo, Offer
 
+PIDS_DEFAULT = 32_768  # The kernel's own limit where nothing says another.
 _NVIDIA = re.compile(r"nvidia\d+")
 _V1_MEMORY_UNLIMITED = 1 << 60  # "No limit" is a number near 2**63 there, rounded to pages.
 
@@ -27,7 +28,7 @@ def offer(settings: WorkerSettings, handlers: tuple[HandlerInfo, ...], root: Pat
     cpus = settings.cpus or usable_cpus(root)
     memory = settings.memory or usable_memory_bytes(root)
     gpus = settings.gpus or gpu_count(root)
-    capacity = {"cpus": units(cpus), "memory": memory * 1000}
+    capacity = {"cpus": units(cpus), "memory": memory * 1000, "pids": units(usable_pids(root))}
     if gpus:
         capacity["gpus"] = units(gpus)
     capacity.update((name, units(amount)) for name, amount in settings.resources.items())
@@ -57,6 +58,16 @@ def usable_memory_bytes(root: Path = Path("/")) -> int:
     if total is not None:
         sizes.append(int(total[1]) * 1024)
     return min(sizes, default=0)
+
+
+def usable_pids(root: Path = Path("/")) -> int:
+    """How many processes and threads there can be: the machine's limit, or the control group's where that is less."""
+    limits = [
+        limit
+        for path in (root / "proc/sys/kernel/pid_max", *(directory / "pids.max" for directory in _groups(root, "pids")))
+        if (limit := _number(_read(path))) is not None
+    ]
+    return min(limits, default=PIDS_DEFAULT)
 
 
 def gpu_count(root: Path = Path("/")) -> int:

@@ -32,10 +32,10 @@ class Work:
     def __init__(self, directory: Path, store_id: bytes, socket: str, settings: WorkerSettings) -> None:
         self.on_progress: OnProgress | None = None  # set before the first attempt is started
         self._settings = settings
-        place = Place(directory, socket, store_id.hex())
+        place = Place(directory, socket, store_id.hex(), settings.environment)
         self.output = Output(directory, settings.output_stream_bytes_max)
         reaper = Reaper(place.worker)
-        found = delegated()
+        found = delegated(cpus_are_shared=settings.cpu_limit == "share")
         cgroups = found if isinstance(found, Cgroups) else None
         if isinstance(found, str):
             log("info", "limits of tasks are not enforced by control groups", reason=found)
@@ -50,7 +50,14 @@ class Work:
             calls_max=settings.handler_calls_max,
             memory_max=settings.handler_memory_max,
         )
-        command = CommandKind(place, self._progressed, self.output, reaper, cgroups=cgroups)
+        command = CommandKind(
+            place,
+            self._progressed,
+            self.output,
+            reaper,
+            cgroups=cgroups,
+            has_memory_rlimit=settings.memory_rlimit,
+        )
         self.runner = Runner(self.output, reaper, command, HttpKind(self._progressed), self._pool)
 
     def _progressed(self, started: list[AttemptStarted], ended: list[AttemptEnded]) -> None:

@@ -10,7 +10,8 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
@@ -28,8 +29,19 @@ ERROR_TEXT_CHARS_MAX = 16 << 10  # Of an error's message, and of its traceback: 
 ERROR_FILE = ".taskd-error"  # In the task's directory.
 ERROR_FILE_BYTES_MAX = 64 << 10  # Read of it.
 
-# What a task inherits from the daemon's own environment; LC_* besides. The rest (secrets among it) stays here.
-INHERITED = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "SHELL", "TMPDIR")
+# What a task inherits from the daemon's own environment by default. The rest (secrets among it) stays here.
+INHERITED = ("PATH", "HOME", "LANG", "LC_*", "TZ", "USER", "LOGNAME", "SHELL")
+# What changes which code a program runs, and our own: never inherited, whatever a pattern like "L*" says.
+NEVER_INHERITED = (
+    "LD_*",
+    "PYTHON*",
+    "TASKD_*",
+    "NOTIFY_SOCKET",
+    "LISTEN_*",
+    "BASH_ENV",
+    "ENV",
+    "CREDENTIALS_DIRECTORY",
+)
 PATH_DEFAULT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -66,6 +78,7 @@ class Place(Struct, frozen=True):
     directory: Path  # <state>/worker
     socket: str  # of this daemon's API
     worker: str  # this worker's store id, 32 hexadecimal digits
+    inherited: tuple[str, ...] = INHERITED  # names of variables, or beginnings of names that end in *
 
     def environment(self, key: AttemptKey, directory: str) -> dict[str, str]:
         """The variables by which an attempt knows itself, and by which its processes are known. `directory` is its
@@ -81,10 +94,14 @@ class Place(Struct, frozen=True):
         }
 
 
-def base_environment() -> dict[str, str]:
-    """The part of the daemon's environment that tasks inherit, with a PATH in any case."""
-    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    kept.update((name, value) for name, value in os.environ.items() if name.startswith("LC_"))
+def base_environment(inherited: Sequence[str] = INHERITED) -> dict[str, str]:
+    """The part of the daemon's environment that tasks inherit: what these patterns name, with a PATH in any case."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatchcase(name, pattern) for pattern in inherited)
+        and not any(fnmatchcase(name, pattern) for pattern in NEVER_INHERITED)
+    }
     kept.setdefault("PATH", PATH_DEFAULT)
     return kept
 

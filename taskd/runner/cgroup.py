@@ -1,8 +1,9 @@
 """Control groups (cgroup v2) for tasks that ask for cpus, memory or a number of processes, where they are delegated.
 
 `memory` becomes memory.max (without swap, the whole task killed together), `pids` pids.max; `cpus` becomes a
-cpu.weight, so that idle processors stay usable and a busy machine shares by what was asked for. A task that asks for
-nothing gets no group: its start would cost twice as much, and its end is certain without (reaper.py).
+cpu.weight, so that a busy machine shares by what was asked for, and unless cpus are shared a cpu.max as well: more is
+not to be had then even from idle processors. A task that asks for nothing gets no group: its start would cost twice as
+much, and its end is certain without (reaper.py).
 
 The process joins its group before it becomes the task, through a few words of shell: joining from outside would race
 with its first children and stall on a kernel-wide lock.
@@ -19,6 +20,7 @@ from msgspec import Struct
 
 CONTROLLERS = ("cpu", "memory", "pids")
 JOIN_FAILED = 125  # The exit code of a task that could not join its group.
+_CPU_PERIOD_US, _CPU_QUOTA_US_MIN = 100_000, 1000  # The kernel's own period, and the least quota that it takes.
 _DAEMON_LEAF = "daemon"
 _PREFIX = "attempt-"
 _JOIN = 'echo 0 > "$1/cgroup.procs" || exit 125; shift; exec "$@"'
@@ -87,9 +89,10 @@ class Group:
 class Cgroups:
     """The delegated part of the tree, in which groups for attempts can be made."""
 
-    def __init__(self, path: Path, controllers: frozenset[str]) -> None:
+    def __init__(self, path: Path, controllers: frozenset[str], *, cpus_are_shared: bool = False) -> None:
         self.path = path
         self.controllers = controllers
+        self._cpus_are_shared = cpus_are_shared
 
     def make(self, name: str, limits: Limits) -> Group:
         """A group for one attempt, named uniquely. Raises OSError."""
@@ -103,6 +106,9 @@ class Cgroups:
                     _write(group.path / "memory.swap.max", "0")
             if limits.cpus is not None and "cpu" in self.controllers:
                 _write(group.path / "cpu.weight", str(min(10_000, max(1, round(limits.cpus * 100)))))
+                if not self._cpus_are_shared:
+                    quota_us = max(_CPU_QUOTA_US_MIN, round(limits.cpus * _CPU_PERIOD_US))
+                    _write(group.path / "cpu.max", f"{quota_us} {_CPU_PERIOD_US}")
             if limits.processes is not None and "pids" in self.controllers:
                 _write(group.path / "pids.max", str(limits.processes))
         except OSError:
@@ -119,7 +125,11 @@ class Cgroups:
 
 
 def delegated(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup"), pid: int | None = None
+    root: Path = Path("/sys/fs/cgroup"),
+    membership: Path = Path("/proc/self/cgroup"),
+    pid: int | None = None,
+    *,
+    cpus_are_shared: bool = False,
 ) -> Cgroups | str:
     """The part of the tree that this process may manage, made ready: the process moves to a leaf of its own, so that
     controllers can be enabled beside it. Or, in words, why there is none.
@@ -154,7 +164,7 @@ def delegated(
         _write(path / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(available)))
     except OSError as error:
         return f"the control group {path} cannot be managed: {error.strerror}"
-    cgroups = Cgroups(path, available)
+    cgroups = Cgroups(path, available, cpus_are_shared=cpus_are_shared)
     cgroups.clear()
     return cgroups
 

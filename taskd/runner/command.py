@@ -2,8 +2,8 @@
 
 What a task can count on: its argv, or its shell line by /bin/sh; a small environment (base.py) with its own variables
 and TASKD_*; as working directory `cwd`, or else TASKD_TASK_DIR, a private, empty directory that is removed at its end
-(a relative `cwd` is relative to it; nothing runs in somebody's home by accident); no input; output into files. A
-failing task may say why in TASKD_ERROR_FILE.
+and takes its temporary files (a relative `cwd` is relative to it; nothing runs in somebody's home by accident); no
+input; output into files. A failing task may say why in TASKD_ERROR_FILE.
 
 An attempt has ended when its first process has ended and nothing that it started is left: members of its process group
 are killed then, and so are strays, which made sessions of their own. Until all are dead the slot is not free.
@@ -22,6 +22,8 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 
 from taskd.core.effects import Begin
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec
@@ -39,7 +41,7 @@ from taskd.runner.base import (
 )
 from taskd.runner.capture import Capture
 from taskd.runner.cgroup import Cgroups, Group, Limits
-from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_for_oom
+from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_for_oom, with_memory_limit
 from taskd.runner.output import Output
 from taskd.runner.reaper import Reaper
 from taskd.runner.spawn import Spawner, spawn_error, working_directory
@@ -90,6 +92,7 @@ class CommandKind:
         reaper: Reaper,
         *,
         cgroups: Cgroups | None = None,
+        has_memory_rlimit: bool = True,
         oom_counter: OomCounter | None = None,
     ) -> None:
         self._place = place
@@ -97,7 +100,8 @@ class CommandKind:
         self._output = output
         self._reaper = reaper
         self._cgroups = cgroups
-        self._environment = base_environment()
+        self._has_memory_rlimit = has_memory_rlimit
+        self._environment = base_environment(place.inherited)
         self._oom = oom_counter or OomCounter()
         self._oom_score = oom_score_of_tasks()
         self._waiting: dict[AttemptKey, TaskSpec] = {}  # to be spawned in this turn and the next ones
@@ -181,13 +185,20 @@ class CommandKind:
         except OSError as error:
             problem = error_info(type(error).__name__, f"no files for its output: {error}")
             return self._progress.ended(not_started(key, problem))
-        environment = {**self._environment, **spec.env, **self._place.environment(key, capture.directory)}
+        directory = capture.directory
+        environment = {
+            **self._environment, "TMPDIR": directory, **spec.env, **self._place.environment(key, directory),
+        }  # fmt: skip
         group: Group | None = None
         started_s = time.time()
         try:
             try:
-                group = self._make_group(key, spec)
-                process = self._processes.spawn(spec, environment, capture, group)
+                limits = Limits.of(spec.resources) if spec.resources else None
+                wrap = None
+                if limits is not None:
+                    group = self._make_group(key, limits)
+                    wrap = self._wrapping(group, limits)
+                process = self._processes.spawn(spec, environment, capture, wrap)
             finally:
                 capture.close_descriptors()
             attempt = _Attempt(key, capture, group, process, started_s)
@@ -204,11 +215,18 @@ class CommandKind:
             self._watch_running()
         return None
 
-    def _make_group(self, key: AttemptKey, spec: TaskSpec) -> Group | None:
-        if self._cgroups is None or not spec.resources:
+    def _make_group(self, key: AttemptKey, limits: Limits) -> Group | None:
+        if self._cgroups is None:
             return None
-        limits = Limits.of(spec.resources)
-        return None if limits is None else self._cgroups.make(f"{key.task_id.hex()}-{key.number}", limits)
+        return self._cgroups.make(f"{key.task_id.hex()}-{key.number}", limits)
+
+    def _wrapping(self, group: Group | None, limits: Limits) -> Callable[[list[str]], list[str]] | None:
+        """What sets the limits before the process becomes the task."""
+        if group is not None:
+            return group.wrap
+        if limits.memory_bytes is None or not self._has_memory_rlimit:
+            return None
+        return partial(with_memory_limit, memory_bytes=limits.memory_bytes)
 
     def _watch(self, attempt: _Attempt) -> None:
         """Hear of its end. Where that cannot be, it is ended at once, and OSError raised."""

@@ -101,7 +101,7 @@ class HandlerPool:
         self._directory = self._place.directory / "handlers"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._environment = {
-            **base_environment(),
+            **base_environment(self._place.inherited),
             "TASKD_SOCKET": self._place.socket,
             "TASKD_WORKER": self._place.worker,
         }

@@ -1,9 +1,10 @@
 """Memory running out, as far as it can be handled without control groups.
 
-Where there is no delegated cgroup v2, what a task asks for is counted by the scheduler but not enforced here. Resource
-limits would be the wrong tool: RLIMIT_AS counts address space, which Java, Go, Node and every sanitizer reserve by the
-terabyte, RLIMIT_DATA counts the untouched stacks of threads, and both hold for each process, not for the task. Instead
-the kernel is told to take tasks first when memory runs out, and its doing so is recognised.
+Where there is no delegated cgroup v2, the scheduler counts what tasks ask for, and a resource limit holds each process
+of a task to the memory that the task may use: RLIMIT_DATA, which counts what is private and writable. RLIMIT_AS would
+count address space, which Java, Go, Node and every sanitizer reserve by the terabyte. It holds for each process and not
+for the task, and counts the untouched stacks of threads, so it can be switched off. Besides, the kernel is told to take
+tasks first when memory runs out, and its doing so is recognised.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ import os
 
 OOM_SCORE = 500  # Of -1000..1000; 500 weighs like half the machine's memory: a task goes before any daemon.
 _READ_S = 1.0  # The least time between two looks at the counter.
+_LIMIT = 'ulimit -d "$1" || exit 125; shift; exec "$@"'
+
+
+def with_memory_limit(argv: list[str], memory_bytes: int) -> list[str]:
+    """The command that lowers RLIMIT_DATA and then becomes `argv`."""
+    return ["/bin/sh", "-c", _LIMIT, "taskd", str(max(1, memory_bytes >> 10)), *argv]
 
 
 def oom_score_of_tasks() -> int:

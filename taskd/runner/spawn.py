@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 
 from taskd.core.task import ErrorInfo, TaskSpec
 from taskd.runner.base import error_info
 from taskd.runner.capture import Capture
-from taskd.runner.cgroup import Group
 
 SHELL = "/bin/sh"
 REMEMBERED_S = 1.0  # A program newly installed in a directory further ahead in PATH is found after this time.
@@ -28,17 +28,21 @@ class Spawner:
         self._forget_at = 0.0
 
     def spawn(
-        self, spec: TaskSpec, environment: dict[str, str], capture: Capture, group: Group | None
+        self,
+        spec: TaskSpec,
+        environment: dict[str, str],
+        capture: Capture,
+        wrap: Callable[[list[str]], list[str]] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a task's process in a session of its own. Raises OSError, ValueError, SubprocessError: see
-        `spawn_error`."""
+        """Start a task's process in a session of its own; `wrap` makes of its argv a command that sets limits and then
+        becomes it. Raises OSError, ValueError, SubprocessError: see `spawn_error`."""
         argv = [SHELL, "-c", spec.shell] if spec.shell else list(spec.argv)
         if not argv or not argv[0]:
             raise ValueError("there is nothing to run: the task has neither argv nor shell")
         directory = working_directory(spec, capture)
-        if group is not None:
-            _require_program(argv[0], directory, environment)  # The shell that joins the group could only say 127.
-            argv = group.wrap(argv)
+        if wrap is not None:
+            _require_program(argv[0], directory, environment)  # The shell that sets the limits could only say 127.
+            argv = wrap(argv)
         executable = self._find(argv[0], environment["PATH"])
         try:
             return self._popen(argv, executable, directory, environment, capture)

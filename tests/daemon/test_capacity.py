@@ -11,7 +11,7 @@ import pytest
 
 from taskd.config import Config, WorkerSettings, load
 from taskd.core.constraints import matches, parse
-from taskd.daemon.capacity import default_labels, gpu_count, offer, usable_cpus, usable_memory_bytes
+from taskd.daemon.capacity import default_labels, gpu_count, offer, usable_cpus, usable_memory_bytes, usable_pids
 from taskd.protocol.messages import HandlerInfo
 
 MIB = 1 << 20
@@ -119,6 +119,15 @@ def test_every_worker_has_labels_to_be_chosen_by(machine):
     assert matches(parse(f"python={labels['python']}"), labels)
 
 
+def test_processes_are_limited_by_the_machine_and_by_the_group(machine):
+    files = {"proc/self/cgroup": "0::/box\n", "proc/sys/kernel/pid_max": "4194304\n"}
+    assert usable_pids(machine(files)) == 4194304
+    assert usable_pids(machine({**files, "sys/fs/cgroup/box/pids.max": "500\n"})) == 500
+    assert usable_pids(machine({**files, "sys/fs/cgroup/box/pids.max": "max\n"})) == 4194304
+    settings = load(Path("/dev/null"), {}, {"worker.resources": {"pids": 50}}).worker
+    assert offer(settings, (), machine(files)).capacity["pids"] == 50_000, "the operator's word counts"
+
+
 def test_an_unknown_distribution_has_no_label(machine):
     assert "distro" not in default_labels(machine())
 
@@ -128,7 +137,7 @@ def test_what_is_found_becomes_the_offer(machine):
     handler = HandlerInfo("resize", b"{}")
     found = offer(Config().worker, (handler,), root)
     assert found.slots == AFFINITY
-    assert found.capacity == {"cpus": AFFINITY * 1000, "memory": 1024 * MIB * 1000}
+    assert found.capacity == {"cpus": AFFINITY * 1000, "memory": 1024 * MIB * 1000, "pids": 32_768_000}
     assert found.types == ("command", "http")
     assert found.handlers == (handler,)
 
@@ -144,7 +153,8 @@ def test_what_is_set_counts_over_what_is_found(machine):
     ).worker  # fmt: skip
     found = offer(settings, (), machine({"dev/nvidia0": ""}))
     assert found.slots == 2  # one for each whole cpu
-    assert found.capacity == {"cpus": 2500, "memory": (2 << 30) * 1000, "gpus": 500, "tape": 2000}
+    pids = 32_768_000
+    assert found.capacity == {"cpus": 2500, "memory": (2 << 30) * 1000, "pids": pids, "gpus": 500, "tape": 2000}
     assert (found.labels["room"], found.labels["host"]) == ("b12", "other")
     assert found.types == ("http",)
     assert offer(WorkerSettings(slots=7), (), machine()).slots == 7

@@ -92,14 +92,16 @@ class Stage(Audience):
         stream_bytes_max: int = STREAM_BYTES_MAX,
         cgroups: Cgroups | None = None,
         oom_counter: OomCounter | None = None,
+        has_memory_rlimit: bool = True,
     ) -> None:
         super().__init__()
         self.place = Place(directory, "/run/taskd/taskd.sock", uuid.uuid4().hex)
         self.reaper = Reaper(self.place.worker)
         self.output = Output(directory, stream_bytes_max)
         self.kind: Kind = CommandKind(
-            self.place, self.on_progress, self.output, self.reaper, cgroups=cgroups, oom_counter=oom_counter
-        )
+            self.place, self.on_progress, self.output, self.reaper, cgroups=cgroups, oom_counter=oom_counter,
+            has_memory_rlimit=has_memory_rlimit,
+        )  # fmt: skip
 
     async def __aenter__(self) -> Stage:
         await self.reaper.open()

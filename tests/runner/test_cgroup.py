@@ -20,6 +20,7 @@ FILES = {
     "cgroup.events": "populated 0\nfrozen 0\n",
     "cgroup.kill": "",
     "cpu.stat": "usage_usec 2500000\nuser_usec 2000000\n",
+    "cpu.max": "max 100000\n",
     "cpu.weight": "",
     "memory.events": "low 0\noom 0\noom_kill 0\n",
     "memory.max": "",
@@ -144,10 +145,20 @@ async def test_limited_task_joins_its_group(kernel: Kernel, tmp_path: Path) -> N
         assert files["cgroup.procs"] == "0\n", "the task moves itself"
         limits = {name: files[name] for name in ("memory.max", "memory.swap.max", "memory.oom.group")}
         assert limits == {"memory.max": str(64 << 20), "memory.swap.max": "0", "memory.oom.group": "1"}
-        assert (files["cpu.weight"], files["pids.max"]) == ("200", "10")
+        assert (files["cpu.weight"], files["cpu.max"], files["pids.max"]) == ("200", "200000 100000", "10")
         kernel.removed.clear()
         assert (await stage.run("true")).outcome is Outcome.OK
         assert kernel.removed == {}, "who asks for nothing gets no group"
+
+
+async def test_idle_processors_are_shared_where_that_is_wished(kernel: Kernel) -> None:
+    cgroups = delegated(kernel.root, kernel.membership, cpus_are_shared=True)
+    assert isinstance(cgroups, Cgroups)
+    group = cgroups.make("x", Limits(cpus=0.001))
+    assert (group.path / "cpu.weight").read_text() == "1"
+    assert (group.path / "cpu.max").read_text() == "max 100000\n"
+    strict = Cgroups(kernel.root, cgroups.controllers).make("y", Limits(cpus=0.001))
+    assert (strict.path / "cpu.max").read_text() == "1000 100000", "the least that the kernel takes"
 
 
 async def test_oom_kill_in_a_group_is_told(kernel: Kernel, tmp_path: Path) -> None:

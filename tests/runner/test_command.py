@@ -17,7 +17,7 @@ import uvloop
 from taskd.core.effects import Begin
 from taskd.core.task import OUTPUT_TAIL_BYTES, Outcome, TaskSpec
 from taskd.runner import spawn
-from taskd.runner.base import fence, task_id_text
+from taskd.runner.base import PATH_DEFAULT, base_environment, fence, task_id_text
 from tests.runner.stage import Stage, new_key, own_children
 
 
@@ -74,6 +74,42 @@ async def test_environment_is_small_and_names_the_attempt(tmp_path: Path, monkey
     assert found["PATH"] == os.environ["PATH"]
     assert found["LC_TIME"] == "C"
     assert "DATABASE_PASSWORD" not in found
+
+
+async def test_only_listed_variables_are_inherited_and_none_that_change_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SITE_PROXY", "SITE_CA", "OTHER", "LD_PRELOAD", "PYTHONPATH", "TASKD_X", "BASH_ENV", "NOTIFY_SOCKET"):
+        monkeypatch.setenv(name, "" if name == "LD_PRELOAD" else "inherited")
+    monkeypatch.delenv("PATH")
+    environment = base_environment(("SITE_*", "LD_*", "PYTHON*", "TASKD_*", "BASH_ENV", "NOT*"))
+    assert environment == {"SITE_PROXY": "inherited", "SITE_CA": "inherited", "PATH": PATH_DEFAULT}
+    async with Stage(tmp_path) as stage:
+        end = await stage.run(shell='echo "$PYTHONPATH $OTHER"', env={"PYTHONPATH": "its own"})
+    assert end.stdout == "its own \n"
+
+
+async def test_temporary_files_are_private_and_go_with_the_attempt(stage: Stage) -> None:
+    end = await stage.run(shell='mktemp; test "$TMPDIR" = "$TASKD_TASK_DIR" && stat -c "%a %u" "$TMPDIR"')
+    made, mode, owner = end.stdout.split()
+    assert (mode, owner) == ("700", str(os.geteuid()))
+    assert made.startswith(str(stage.place.directory))
+    assert not os.path.exists(made)  # noqa: ASYNC240  # a look
+    assert (await stage.run(shell="echo $TMPDIR", env={"TMPDIR": "/elsewhere"})).stdout == "/elsewhere\n"
+
+
+async def test_memory_is_bounded_without_control_groups(tmp_path: Path) -> None:
+    grow = f"x = bytearray({256 << 20}); print(len(x))"
+    async with Stage(tmp_path) as stage:
+        bounded = await stage.run(sys.executable, "-c", grow, resources={"memory": (64 << 20) * 1000})
+        enough = await stage.run(sys.executable, "-c", grow, resources={"memory": (1 << 30) * 1000})
+        missing = await stage.run("no-such-program", resources={"memory": (64 << 20) * 1000})
+    assert bounded.outcome is Outcome.EXIT_NONZERO
+    assert b"MemoryError" in bounded.report.stderr_tail
+    assert enough.outcome is Outcome.OK
+    assert "no program 'no-such-program'" in missing.error.message
+    async with Stage(tmp_path, has_memory_rlimit=False) as stage:
+        assert (await stage.run(sys.executable, "-c", grow, resources={"memory": 1000})).outcome is Outcome.OK
 
 
 async def test_default_directory_is_private_empty_and_cleared(stage: Stage) -> None:
