@@ -120,10 +120,21 @@ class Received(Event, frozen=True):
 
 
 class Collided(Event, frozen=True):
-    """A live node has our node id, and is not us: its own store says so."""
+    """A live node has our node id, and is not us: its own store says so, or (`is_copy`) it has our store, and another
+    process has opened that."""
 
     name: str
     address: str
+    is_copy: bool = False
+
+    def text(self, node_id: int) -> str:
+        """What to tell the operator of this node."""
+        if self.is_copy:
+            return (
+                f"a copy of this node's disk runs already, as {self.name} at {self.address}: stop one of the two, or "
+                "give this one an empty state directory"
+            )
+        return f"node id {node_id} is taken by {self.name} at {self.address}: start with another --node-id"
 
 
 # -- Task processes ----------------------------------------------------------------------------------------------------

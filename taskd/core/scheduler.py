@@ -118,11 +118,16 @@ class Scheduler(Leadership):
 
     def on_collided(self, event: ev.Collided, now: float) -> None:
         """Another live node has our id. The younger of the two gives way: whoever is still looking around."""
-        text = f"node id {self.node.node_id} is taken by {event.name} at {event.address}: start with another --node-id"
         if self.election.standing is None and not self.election.is_ready(now):
-            self._say(Exit(1, text))
+            self._say(Exit(1, event.text(self.node.node_id)))
         else:
-            self._log("error", "two nodes have the same id", other=event.name, address=event.address)
+            self._log(
+                "error",
+                "two nodes have the same id",
+                other=event.name,
+                address=event.address,
+                reason=event.text(self.node.node_id),
+            )
 
     # -- To the leader -------------------------------------------------------------------------------------------------
 

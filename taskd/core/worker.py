@@ -119,11 +119,16 @@ class Worker:
 
     def on_collided(self, event: ev.Collided) -> None:
         """Another live node has our id; schedulers have taken it in before us."""
-        text = f"node id {self.node.node_id} is taken by {event.name} at {event.address}: start with another --node-id"
         if self.leader is None:
-            self._effects.append(Exit(1, text))
+            self._effects.append(Exit(1, event.text(self.node.node_id)))
         else:
-            self._log("error", "two nodes have the same id", other=event.name, address=event.address)
+            self._log(
+                "error",
+                "two nodes have the same id",
+                other=event.name,
+                address=event.address,
+                reason=event.text(self.node.node_id),
+            )
 
     def on_peer_down(self, event: ev.PeerDown, now: float) -> None:
         """A connection is gone; without the leader work goes on, and outcomes wait."""

@@ -8,6 +8,7 @@ import time
 from typing import Protocol, cast
 
 from taskd.errors import ProtocolError, Refused
+from taskd.net.gate import source_of
 from taskd.net.security import Credentials
 from taskd.protocol.frames import encode
 from taskd.protocol.messages import Goodbye, Message, NodeInfo
@@ -82,7 +83,13 @@ class Connection(asyncio.Protocol):
     @property
     def host(self) -> str:
         """The other end's address, without its port."""
-        return self.address.rpartition(":")[0]
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def source(self) -> str:
+        """What its refusals are counted by: an address, or the node there where one has shown its certificate."""
+        source = source_of(self.host)
+        return f"{source} node {self.session.certified_id}" if self.session is not None else source
 
     @property
     def buffered_bytes(self) -> int:
@@ -229,6 +236,13 @@ class Connection(asyncio.Protocol):
         if self._reason is None:
             self._queue(encode(message))
 
+    def probe(self) -> int:
+        """Ask the peer whether it lives; the session's `answered` reaches the number that is returned when it does."""
+        assert self.session is not None
+        number = self.session.probe(monotonic())
+        self._send_own()
+        return number
+
     def _queue(self, frame: bytes) -> None:
         self._frames.append(frame)
         self._frames_bytes += len(frame)
@@ -268,10 +282,10 @@ class Connection(asyncio.Protocol):
 
     # -- Closing -------------------------------------------------------------------------------------------------------
 
-    def goodbye(self, reason: str, taken_by: str = "") -> None:
-        """Tell the peer that we close, and do. `taken_by`: who else has its node id."""
+    def goodbye(self, reason: str, taken_by: str = "", *, is_copy: bool = False) -> None:
+        """Tell the peer that we close, and do. `taken_by`: who else has its node id; `is_copy`: and its disk."""
         if self.session is not None and self.session.state is State.OPEN and self._reason is None:
-            self._queue(encode(Goodbye(reason, taken_by)))
+            self._queue(encode(Goodbye(reason, taken_by, is_copy)))
             self._flush()
         self.close(reason)
 
@@ -321,7 +335,12 @@ def _tls_words(error: ssl.SSLError) -> str:
     return words.get(reason, f"failed the TLS handshake ({reason})")
 
 
+def plain_host(host: str) -> str:
+    """An address as it is, without the form that IPv4 takes on an IPv6 socket."""
+    return host.removeprefix("::ffff:")
+
+
 def address_text(host: str, port: int) -> str:
     """As it is written in settings."""
-    host = host.removeprefix("::ffff:")
+    host = plain_host(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

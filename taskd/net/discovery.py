@@ -1,7 +1,8 @@
 """Finding schedulers by mDNS: schedulers announce `_taskd._tcp.local.`, everybody listens.
 
-Nothing that is heard is trusted: it is a hint of addresses to dial. Nothing secret is said, and no failure is fatal:
-what goes wrong is reported once and tried again slowly. Of a scheduler that was killed mDNS says nothing for an hour;
+Nothing that is heard is trusted: it is a hint of addresses to dial, bounded in every way, and where somebody floods the
+LAN with announcements, nobody listens for a while. Nothing secret is said, and no failure is fatal: what goes wrong is
+reported once and tried again slowly. Of a scheduler that was killed mDNS says nothing for an hour;
 the mesh redials by itself, and a restart under the same name and another port is told by the changed record.
 """
 
@@ -15,7 +16,7 @@ from typing import Protocol
 
 import ifaddr
 from zeroconf import Error as ZeroconfError
-from zeroconf import IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
+from zeroconf import IPVersion, RecordUpdate, RecordUpdateListener, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from taskd.net.connection import address_text
@@ -25,9 +26,14 @@ SERVICE = "_taskd._tcp.local."
 RESCAN_S = 10.0
 RETRY_S_MAX = 60.0
 RESOLVE_TIMEOUT_MS = 3000
-ADDRESSES_MAX = 16
-RESOLVING_MAX = 256  # Names that are being asked about: anybody on the LAN can announce as many as they like.
+RESOLVING_MAX = 64  # Names that are being asked about: anybody on the LAN can announce as many as they like.
+NAMES_MAX = 256  # Announcements that are followed.
+ADDRESSES_PER_NAME_MAX = 8
+GUARD_S = 1.0
+HEARD_PER_S_MAX = 1000  # Records that are new or changed; a LAN full of printers has some hundreds in all.
+HEARD_KEPT_MAX = 20_000  # Names of any service that the mDNS library remembers.
 # Bridges and tunnels of containers and virtual machines: no other machine of the LAN is behind them.
+_NAME = re.compile(r"[0-9a-f]{32}")
 _VIRTUAL = re.compile(r"(docker|veth|br-|virbr|vnet|cni|flannel|cali|podman|lxc|lxd|kube|vmnet|vboxnet|tap|zt)")
 
 
@@ -37,8 +43,8 @@ class Hints(Protocol):
     port: int
     hosts: tuple[str, ...]
 
-    def add_hint(self, node_id: int, addresses: Sequence[str]) -> None: ...
-    def remove_hint(self, node_id: int) -> None: ...
+    def add_hint(self, node_id: int, addresses: Sequence[str], name: str) -> None: ...
+    def remove_hint(self, node_id: int, name: str) -> None: ...
     def add_twin(self, addresses: Sequence[str]) -> None: ...
 
 
@@ -105,8 +111,7 @@ class Discovery:
             if self._problem:
                 self._problem = ""
                 self._log("info", "mDNS works again")
-            while lan_addresses(self._interfaces) == addresses:  # noqa: ASYNC110  # nobody tells of a change
-                await asyncio.sleep(RESCAN_S)
+            await self._until_changed(zeroconf.zeroconf, addresses)
             self._log("info", "the machine's addresses have changed")
         finally:
             for task in self._resolving:
@@ -118,6 +123,22 @@ class Discovery:
                 await zeroconf.async_unregister_all_services()
             finally:
                 await zeroconf.async_close()
+
+    async def _until_changed(self, zeroconf: Zeroconf, addresses: list[str]) -> None:
+        """Until the machine's addresses are others than these. Raises OSError where too much is heard."""
+        heard = _Heard()
+        zeroconf.add_listener(heard, None)
+        looked_at = asyncio.get_running_loop().time()
+        while True:
+            await asyncio.sleep(GUARD_S)
+            if heard.count > HEARD_PER_S_MAX * GUARD_S or len(zeroconf.cache.names()) > HEARD_KEPT_MAX:
+                raise OSError("the LAN is flooded with mDNS announcements: none are heard for a while")
+            heard.count = 0
+            now = asyncio.get_running_loop().time()
+            if now - looked_at >= RESCAN_S:
+                looked_at = now
+                if lan_addresses(self._interfaces) != addresses:
+                    return
 
     def _record(self, addresses: list[str]) -> ServiceInfo:
         name = self._node.store_id.hex()
@@ -137,9 +158,13 @@ class Discovery:
         if state_change is ServiceStateChange.Removed:
             node_id = self._ids_by_name.pop(name, None)
             if node_id is not None:
-                self._mesh.remove_hint(node_id)
+                self._mesh.remove_hint(node_id, _label(name))
             return
-        if len(self._resolving) >= RESOLVING_MAX:
+        if _NAME.fullmatch(_label(name)) is None:
+            return  # Nodes of ours are named by their store ids.
+        if len(self._resolving) >= RESOLVING_MAX or (
+            name not in self._ids_by_name and len(self._ids_by_name) >= NAMES_MAX
+        ):
             return  # It is heard of again when its record is refreshed.
         task = asyncio.get_running_loop().create_task(self._resolve(zeroconf, name))
         self._resolving.add(task)
@@ -159,14 +184,39 @@ class Discovery:
             node_id = int(info.properties.get(b"id") or b"")
         except ValueError:
             return
-        addresses = info.parsed_scoped_addresses(IPVersion.All)[:ADDRESSES_MAX]
-        texts = [address_text(address, info.port) for address in addresses]
+        addresses = info.parsed_scoped_addresses(IPVersion.All)[:ADDRESSES_PER_NAME_MAX]
+        texts = [address_text(address, info.port) for address in addresses if _can_be_dialled(address)]
+        if not 0 < node_id < 1 << 63 or not texts:
+            return
         if node_id == self._node.node_id:
-            if name != f"{self._node.store_id.hex()}.{SERVICE}":
+            is_ours = _label(name) == self._node.store_id.hex()
+            if not is_ours or info.properties.get(b"boot") != str(self._node.boot).encode():
                 self._mesh.add_twin(texts)
             return
+        before = self._ids_by_name.get(name)
+        if before not in (None, node_id):
+            self._mesh.remove_hint(before, _label(name))
         self._ids_by_name[name] = node_id
-        self._mesh.add_hint(node_id, texts)
+        self._mesh.add_hint(node_id, texts, _label(name))
+
+
+class _Heard(RecordUpdateListener):
+    """Counts what is new or changed of all that is announced on the LAN."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+        self.count += len(records)
+
+
+def _label(name: str) -> str:
+    return name.removesuffix(f".{SERVICE}")
+
+
+def _can_be_dialled(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return not (ip.is_unspecified or ip.is_multicast or ip.is_reserved)
 
 
 def _version(addresses: list[str]) -> IPVersion:

@@ -1,13 +1,12 @@
-"""All connections of one node: who is dialled, who may come in, one connection a pair, and redialling for ever.
+"""All connections of one node: who may come in, one connection a pair, and what they say.
 
 Workers dial every scheduler they hear of; of two schedulers the one with the higher node id dials. What discovery says
-is a hint of addresses; who is there, the certificate says.
+is a hint of addresses; who is there, the certificate says. Strangers at the listening port are the matter of gate.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,21 +17,21 @@ from msgspec import Struct
 
 from taskd.core.events import Collided, PeerDown, PeerUp, Received
 from taskd.errors import ConfigError
+from taskd.net import gate
+from taskd.net.acceptor import Acceptor, listener, reset
 from taskd.net.connection import Connection, address_text, monotonic
+from taskd.net.dialing import PORT_DEFAULT, Dialer, split_address
+from taskd.net.gate import Gate, source_of
+from taskd.net.hints import Hints
+from taskd.net.refusals import Refusals
 from taskd.net.security import Credentials, Key
 from taskd.protocol import messages as msg
 
-PORT_DEFAULT = 7710
 ALL_ADDRESSES = ("", "*", "::", "0.0.0.0")  # noqa: S104  # TLS with mutual certificates is the guard, not the address
-HALF_OPEN_MAX = 64  # Accepted connections that have not said hello yet; strangers can hold no more.
-HINTS_MAX = 1000  # Schedulers that are looked for: anybody on the LAN can announce as many as they like.
-DIAL_TIMEOUT_S = 3.0
-DIAL_STAGGER_S = 0.1  # Before the next address of a node is tried beside the last one.
-REDIAL_MIN_S = 0.05
-REDIAL_OFTEN_S = 10.0  # After a peer was lost: who restarts is back within seconds, and may have to lead soon.
-REDIAL_OFTEN_MAX_S = 0.3
-REFUSALS_LOGGED_S = 60.0  # One line for each address and reason in this time.
-REFUSALS_KEPT = 1000
+PEERS_MAX = 4096  # Connected at once: whoever holds a worker key can be as many nodes as it likes.
+PEERS_PER_HOST_MAX = 1536
+BOOTS_KEPT = 8192  # Of nodes that were connected once, to count reconnects.
+TWINS_MAX = 4  # Others with our node id that are met at the same time.
 
 _CALLS = (msg.Request, msg.RequestPart, msg.Response, msg.ResponsePart, msg.Taken, msg.Abandon)
 Log = Callable[..., None]
@@ -57,7 +56,6 @@ class Counters:
 
     def __init__(self) -> None:
         self.reconnects = 0
-        self.refused = 0
 
 
 class Mesh:
@@ -89,20 +87,23 @@ class Mesh:
         self.hosts: tuple[str, ...] = ()  # addresses that we listen on; none: all
         self._listen = listen
         self._join = join
-        self._redial_max_s = redial_max_s
-        self._random = random
         self._on_event = on_event
         self._on_call = on_call
         self._log = log
-        self._servers: list[asyncio.Server] = []
+        self._gate = Gate(monotonic())
+        self.refusals = Refusals(log)
+        self._hints = Hints()
+        self._dialer = Dialer(self, self._hints, redial_max_s, random)
+        self._acceptors: list[Acceptor] = []
         self._half_open: dict[Connection, None] = {}  # the oldest first
         self._open: dict[int, Connection] = {}
+        self._hosts: Counter[str] = Counter()  # of open connections
         self._known_boots: dict[int, int] = {}
-        self._hints: dict[int, tuple[str, ...]] = {}
-        self._dialers: dict[int | str, asyncio.Task[None]] = {}
-        self._wake: dict[int | str, asyncio.Event] = {}
+        self._probes: dict[
+            int, tuple[Connection, int]
+        ] = {}  # which connection was asked whether it lives, by what ping
         self._tasks: set[asyncio.Task[None]] = set()
-        self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
+        self._twins = 0
         self._is_stopping = False
 
     # -- Life ----------------------------------------------------------------------------------------------------------
@@ -110,34 +111,35 @@ class Mesh:
     async def start(self) -> None:
         """Listen, where we are a scheduler, and dial the addresses that were named. Raises ConfigError."""
         if "scheduler" in self.node.roles:
-            await self._start_listening()
+            self._start_listening()
         for address in self._join:
-            self._start_dialer(address)
+            self._dialer.start(address)
 
-    async def _start_listening(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _start_listening(self) -> None:
         for address in self._listen or ("",):
             host, port = split_address(address) if address else ("", PORT_DEFAULT)
+            host = "" if host in ALL_ADDRESSES else host
             try:
-                listener = _listener(host, port)
+                listening = listener(host, port)
             except OSError as error:
                 if address:
                     raise ConfigError(f"cannot listen on {address}: {error.strerror}", field="network.listen") from None
-                listener = _listener(host, 0)
-            if host not in ALL_ADDRESSES:
+                listening = listener(host, 0)
+            if host:
                 self.hosts = (*self.hosts, host)
-            self._servers.append(await loop.create_server(self._accept, sock=listener))
-            self.port = self.port or listener.getsockname()[1]
-            self._log("info", "listening", address=address_text(*listener.getsockname()[:2]))
+            self._acceptors.append(Acceptor(listening, self._admit, self._accept, self._note_trouble))
+            self.port = self.port or listening.getsockname()[1]
+            self._log("info", "listening", address=address_text(*listening.getsockname()[:2]))
 
     async def stop(self, reason: str) -> None:
         """Say goodbye to all peers and close everything."""
         self._is_stopping = True
-        for server in self._servers:
-            server.close()
-        for task in (*self._dialers.values(), *self._tasks):
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._dialers.values(), *self._tasks, return_exceptions=True)
+        await self._dialer.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for connection in (*self._half_open, *list(self._open.values())):
             connection.goodbye(reason)
         await asyncio.sleep(0)  # Let the transports write.
@@ -180,150 +182,165 @@ class Mesh:
             )  # fmt: skip
         return views
 
-    # -- Hints ---------------------------------------------------------------------------------------------------------
+    # -- Dialling ------------------------------------------------------------------------------------------------------
 
-    def add_hint(self, node_id: int, addresses: Sequence[str]) -> None:
-        """A scheduler may be found there: it is dialled, if dialling it is our part."""
+    def add_hint(self, node_id: int, addresses: Sequence[str], name: str = "") -> None:
+        """A scheduler may be found there, as an announcement of this name says: it is dialled, if that is our part."""
         if node_id == self.node.node_id or self._is_stopping:
             return
         if "scheduler" in self.node.roles and node_id > self.node.node_id:
             return  # It dials us.
-        if node_id not in self._hints and len(self._hints) >= HINTS_MAX:
-            return
-        self._hints[node_id] = tuple(addresses)
-        self._start_dialer(node_id)
-        self._wake[node_id].set()
+        dropped = self._hints.add(node_id, name, addresses)
+        if dropped is not None:
+            self._dialer.drop(dropped)
+        self._dialer.start(node_id)
+
+    def remove_hint(self, node_id: int, name: str = "") -> None:
+        """An announcement was taken back."""
+        self._hints.remove(node_id, name)
 
     def add_twin(self, addresses: Sequence[str]) -> None:
-        """Another store is announced with our own node id: meet it once, so that both know."""
-        if not self._is_stopping and len(self._tasks) < HALF_OPEN_MAX:
+        """Another store, or another process of ours, is announced with our own node id: meet it once, so that both
+        know."""
+        if not self._is_stopping and self._twins < TWINS_MAX:
             self._keep(self._meet(addresses))
 
     async def _meet(self, addresses: Sequence[str]) -> None:
-        await self._dial_any(addresses)
+        self._twins += 1
+        try:
+            await self._dialer.dial_any(addresses, None)
+        finally:
+            self._twins -= 1
+
+    def new_connection(self) -> Connection:
+        """One that is to be dialled."""
+        return Connection(self, self, is_dialled=True)
+
+    def begun(self, connection: Connection) -> None:
+        """A connection that we dialled has begun its handshake."""
+        self._half_open[connection] = None
+
+    def open_to(self, target: int | str) -> Connection | None:
+        """The open connection to a node, or to an address that was dialled."""
+        if isinstance(target, int):
+            return self._open.get(target)
+        return next((connection for connection in self._open.values() if connection.address == target), None)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def remove_hint(self, node_id: int) -> None:
-        """It has said that it leaves: dial it no more until it is heard of again."""
-        self._hints.pop(node_id, None)
-
-    def _start_dialer(self, target: int | str) -> None:
-        task = self._dialers.get(target)
-        if task is None or task.done():
-            self._wake[target] = asyncio.Event()
-            self._dialers[target] = asyncio.get_running_loop().create_task(self._dial_for_ever(target))
-
-    async def _dial_for_ever(self, target: int | str) -> None:
-        wait_s = 0.0
-        missed_since = monotonic()
-        wake = self._wake[target]
-        while isinstance(target, str) or target in self._hints:
-            if wait_s:
-                wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s * self._random.uniform(0.7, 1.3)):
-                        await wake.wait()
-            addresses = (target,) if isinstance(target, str) else self._hints.get(target, ())
-            connection = self._open.get(target) if isinstance(target, int) else self._open_at(target)
-            if connection is None and addresses:
-                connection = await self._dial_any(addresses)
-            if connection is not None:
-                await connection.ended
-                wait_s, missed_since = REDIAL_MIN_S, monotonic()
-            else:
-                often_s = REDIAL_OFTEN_MAX_S if monotonic() - missed_since < REDIAL_OFTEN_S else self._redial_max_s
-                wait_s = min(max(wait_s * 2, REDIAL_MIN_S), often_s, self._redial_max_s)
-
-    def _open_at(self, address: str) -> Connection | None:
-        return next((connection for connection in self._open.values() if connection.address == address), None)
-
-    async def _dial_any(self, addresses: Sequence[str]) -> Connection | None:
-        """A connection to the first address that answers as a peer of ours, trying them a moment apart."""
-        attempts: list[asyncio.Task[Connection | None]] = []
-        try:
-            for address in addresses:
-                attempts.append(asyncio.get_running_loop().create_task(self._dial(address)))
-                done, _ = await asyncio.wait(attempts, timeout=DIAL_STAGGER_S, return_when=asyncio.FIRST_COMPLETED)
-                for attempt in done:
-                    if (connection := attempt.result()) is not None:
-                        return connection
-            for next_done in asyncio.as_completed(attempts):
-                if (connection := await next_done) is not None:
-                    return connection
-            return None
-        finally:
-            for attempt in attempts:
-                attempt.cancel()
-            await asyncio.gather(*attempts, return_exceptions=True)
-
-    async def _dial(self, address: str) -> Connection | None:
-        loop = asyncio.get_running_loop()
-        connection = Connection(self, self, is_dialled=True)
-        try:
-            host, port = split_address(address)
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await loop.create_connection(lambda: connection, host, port)
-        except (OSError, ValueError, OverflowError):  # Down, silent, or no address at all.
-            return None
-        connection.address = address
-        self._half_open[connection] = None
-        try:
-            await connection.secure()
-            await asyncio.wait({connection.ended, connection.greeted}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            if connection.peer is None:
-                connection.close("another address was quicker")
-            raise
-        return None if connection.ended.done() else connection
-
     # -- Accepting -----------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> Connection:
-        connection = _Accepted(self, self, is_dialled=False)
-        connection.on_made = self._on_accepted
-        return connection
+    def _admit(self, host: str, port: str) -> bool:
+        now = monotonic()
+        reason = self._gate.admit(host, now)
+        if reason:
+            self.refusals.note(source_of(host), f"{host}:{port}", reason, now)
+        return not reason
 
-    def _on_accepted(self, connection: Connection) -> None:
+    def _accept(self, end: socket.socket) -> None:
         if self._is_stopping:
-            connection.close("we are stopping")
+            reset(end)
+        else:
+            self._keep(self._secure(end))
+
+    async def _secure(self, end: socket.socket) -> None:
+        connection = Connection(self, self, is_dialled=False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, end)
+        except OSError:
+            end.close()
             return
-        accepted = [other for other in self._half_open if not other.is_dialled]
-        if len(accepted) >= HALF_OPEN_MAX:
-            # The host that has the most pays, with its oldest: a stranger pushes out its own, and keeps nobody away.
-            ((busiest, _),) = Counter(other.host for other in accepted).most_common(1)
-            oldest = next(other for other in accepted if other.host == busiest)
-            oldest.close("holds too many connections without a hello", is_refusal=True)
+        except BaseException:
+            end.close()
+            raise
+        self._make_room(connection.host)
         self._half_open[connection] = None
-        self._keep(connection.secure())
+        await connection.secure()
+
+    def _make_room(self, host: str) -> None:
+        """For one more half-open connection: who has too many pays with its oldest, so that a stranger pushes out its
+        own and keeps nobody away."""
+        accepted = [other for other in self._half_open if not other.is_dialled]
+        source = source_of(host)
+        mine = [other for other in accepted if source_of(other.host) == source]
+        if len(mine) >= gate.HALF_OPEN_PER_SOURCE_MAX:
+            mine[0].close("holds too many connections without a hello", is_refusal=True)
+        elif len(accepted) >= gate.HALF_OPEN_MAX:
+            ((busiest, _),) = Counter(source_of(other.host) for other in accepted).most_common(1)
+            oldest = next(other for other in accepted if source_of(other.host) == busiest)
+            oldest.close("holds too many connections without a hello", is_refusal=True)
+
+    def _note_trouble(self, error: OSError) -> None:
+        """This process can accept nothing at the moment."""
+        self.refusals.say("accept", monotonic(), "error", "no connection can be accepted", reason=error.strerror)
 
     # -- Connections' word ---------------------------------------------------------------------------------------------
 
     def connection_open(self, connection: Connection) -> None:
         """A peer's hello was good: take it in, unless we have a living connection to it already."""
         self._half_open.pop(connection, None)
-        node = connection.peer
+        node, now = connection.peer, monotonic()
         assert node is not None
-        old = self._open.get(node.node_id)
-        if old is not None and old.peer is not None:
-            is_alive = monotonic() - old.heard_at < 2 * self.heartbeat_s
-            if old.peer.store_id != node.store_id and is_alive:
-                reason = f"node id {node.node_id} is taken by {old.peer.name}: start with another --node-id"
-                connection.goodbye(reason, old.peer.name)
-                self._log("error", "two nodes have the same id", node=node.node_id, one=old.peer.name, other=node.name)
-                return
-            if old.peer.boot == node.boot and is_alive:
-                connection.goodbye("there is a connection already")
-                return
-            old.close("replaced by a newer connection")
+        if not connection.is_dialled:
+            self._gate.greeted(connection.host, now)
+        if not self._may_replace(connection, node, now):
+            return
+        if len(self._open) >= PEERS_MAX or self._hosts[connection.host] >= PEERS_PER_HOST_MAX:
+            connection.goodbye("too many nodes are connected")
+            self.refusals.note(connection.source, connection.address, "too many nodes are connected", now)
+            return
         if node.node_id in self._known_boots:
             self.counters.reconnects += 1
         self._known_boots[node.node_id] = node.boot
+        if len(self._known_boots) > BOOTS_KEPT:
+            del self._known_boots[next(iter(self._known_boots))]
+        if connection.is_dialled:
+            self._hints.met(node.node_id, node.store_id.hex(), connection.address, now)
         self._open[node.node_id] = connection
+        self._hosts[connection.host] += 1
         self._on_event(PeerUp(node))
+
+    def _may_replace(self, connection: Connection, node: msg.NodeInfo, now: float) -> bool:
+        """Whether this connection is the one to its node. Where there is another one, only a dead one is replaced: of
+        one that lives, this is a second dialling, another node with the same id, or a copy of its disk."""
+        old = self._open.get(node.node_id)
+        if old is None or old.peer is None:
+            return True
+        if now - old.heard_at >= 2 * self.heartbeat_s:
+            old.close("replaced by a newer connection")
+            return True
+        if old.peer.store_id != node.store_id:
+            reason = f"node id {node.node_id} is taken by {old.peer.name}: start with another --node-id"
+            connection.goodbye(reason, old.peer.name)
+            self.refusals.say(
+                f"twins of {node.node_id}", now, "error", "two nodes have the same id", node=node.node_id,
+                one=old.peer.name, other=node.name,
+            )  # fmt: skip
+        elif old.peer.boot == node.boot:
+            connection.goodbye("there is a connection already")
+        else:
+            self._tell_restart_from_copy(connection, node, old, now)
+        return False
+
+    def _tell_restart_from_copy(self, connection: Connection, node: msg.NodeInfo, old: Connection, now: float) -> None:
+        """Another process of a node comes while the connection of one is open. A process that has restarted is dead
+        there, whatever has still been on its way: so that one is asked, and this one comes again in a moment."""
+        asked, number = self._probes.get(node.node_id, (None, 0))
+        assert old.session is not None
+        if asked is old and old.session.answered >= number:
+            reason = f"a copy of the disk of node {node.node_id} runs at {old.host} already: stop one of the two"
+            connection.goodbye(reason, old.peer.name if old.peer is not None else "", is_copy=True)
+            self.refusals.say(
+                f"copies of {node.node_id}", now, "error", "a copy of a node's disk runs as well", node=node.node_id,
+                name=node.name, one=old.address, other=connection.address,
+            )  # fmt: skip
+            return
+        if asked is not old:
+            self._probes[node.node_id] = (old, old.probe())
+        connection.goodbye("an earlier process of this node is connected: it is asked whether it lives")
 
     def connection_received(self, connection: Connection, messages: list[msg.Message]) -> None:
         """Messages came: calls go their own way, the rest to the node."""
@@ -344,57 +361,17 @@ class Mesh:
         """A connection is gone."""
         self._half_open.pop(connection, None)
         if is_refusal:
-            self._note_refusal(connection, reason)
+            self.refusals.note(connection.source, connection.address, reason, monotonic())
         node = connection.peer
         if node is not None and self._open.get(node.node_id) is connection:
             del self._open[node.node_id]
+            self._probes.pop(node.node_id, None)
+            self._hosts[connection.host] -= 1
+            if not self._hosts[connection.host]:
+                del self._hosts[connection.host]
             is_orderly = connection.session is not None and connection.session.goodbye is not None
             self._on_event(PeerDown(node.node_id, reason, is_orderly))
 
         session = connection.session
         if session is not None and session.taken_by and not self._is_stopping:
-            self._on_event(Collided(session.taken_by, connection.address))
-
-    def _note_refusal(self, connection: Connection, reason: str) -> None:
-        self.counters.refused += 1
-        host, now = connection.host, monotonic()
-        logged_at, count = self._refusals.get((host, reason), (-REFUSALS_LOGGED_S, 0))
-        if now - logged_at < REFUSALS_LOGGED_S:
-            self._refusals[host, reason] = (logged_at, count + 1)
-            return
-        if len(self._refusals) >= REFUSALS_KEPT:
-            self._refusals.clear()
-        self._refusals[host, reason] = (now, 0)
-        self._log("warning", "peer refused", address=connection.address, reason=reason, before=count)
-
-
-class _Accepted(Connection):
-    """A connection that somebody else began."""
-
-    on_made: Callable[[Connection], None]
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        is_first = not self._is_encrypted
-        super().connection_made(transport)
-        if is_first:
-            self.on_made(self)
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """A listening socket; for all addresses one that takes both IPv6 and IPv4, where the machine has both."""
-    if host in ALL_ADDRESSES and socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server(("" if host in ALL_ADDRESSES else host, port), family=family, backlog=128)
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT, [IPv6]:PORT, or either without a port. Raises ValueError."""
-    if address.startswith("["):
-        host, _, port = address[1:].partition("]")
-    elif address.count(":") == 1:
-        host, _, port = address.partition(":")
-    else:
-        host, port = address, ""
-    port = port.removeprefix(":")
-    return host, int(port) if port else PORT_DEFAULT
+            self._on_event(Collided(session.taken_by, connection.address, session.is_copy))

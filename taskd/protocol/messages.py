@@ -192,10 +192,11 @@ class Pong(Message, frozen=True):
 
 class Goodbye(Message, frozen=True):
     """The sender is about to close, in good order: it will not come back on this connection. `taken_by`: it has another
-    node of the receiver's node id, which has this name."""
+    node of the receiver's node id, which has this name; `is_copy`: and its store, so that one of them is a copy."""
 
     reason: Text
     taken_by: Name = ""
+    is_copy: bool = False
 
 
 class Request(Message, frozen=True):

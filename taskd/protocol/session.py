@@ -46,11 +46,13 @@ class Session:
         self.peer: NodeInfo | None = None
         self.goodbye: str | None = None
         self.taken_by = ""  # the name of another node that has our node id: the peer itself, or one that it has met
+        self.is_copy = False  # that one runs from a copy of our own disk
+        self.answered = 0  # the greatest number of our pings that came back
         self.round_trip_s: float | None = None
         self.clock_offset_s: float | None = None
         self._node = node
         self._cluster = cluster
-        self._certified_id = certified_id
+        self.certified_id = certified_id
         self._certified_roles = frozenset(certified_roles)
         self._utc = utc
         self._heartbeat_s = heartbeat_s
@@ -89,7 +91,7 @@ class Session:
 
     def _greet(self, message: Message, now: float) -> None:
         if isinstance(message, Goodbye):
-            self.taken_by = message.taken_by
+            self.taken_by, self.is_copy = message.taken_by, message.is_copy
             raise Refused(f"does not take us in: {message.reason}")
         if not isinstance(message, Hello):
             raise ProtocolError(f"the first message must be Hello, not {type(message).__name__}")
@@ -98,10 +100,13 @@ class Session:
             raise Refused(f"speaks protocol version {message.version}, we speak {PROTOCOL_VERSION}: upgrade one of us")
         if message.cluster != self._cluster:
             raise Refused(f"belongs to the cluster {message.cluster!r}, we to {self._cluster!r}")
-        if node.node_id != self._certified_id or not frozenset(node.roles) <= self._certified_roles:
-            raise Refused(f"says it is node {node.node_id}, and its certificate says {self._certified_id}")
-        if node.store_id == self._node.store_id:
+        if node.node_id != self.certified_id or not frozenset(node.roles) <= self._certified_roles:
+            raise Refused(f"says it is node {node.node_id}, and its certificate says {self.certified_id}")
+        if node.store_id == self._node.store_id and node.boot == self._node.boot:
             raise Refused("is this node itself")
+        if node.store_id == self._node.store_id:
+            self.taken_by, self.is_copy = node.name, True
+            raise Refused("runs from a copy of our own disk: stop one of us")
         if node.node_id == self._node.node_id:
             self.taken_by = node.name
             raise Refused(f"has our node id {node.node_id} and another store: give one of us another --node-id")
@@ -116,12 +121,14 @@ class Session:
             self._on_pong(message, now)
         elif isinstance(message, Goodbye):
             self.goodbye = message.reason
-            self.taken_by = message.taken_by
+            self.taken_by, self.is_copy = message.taken_by, message.is_copy
             self.state = State.CLOSED
         else:
             raise ProtocolError("a second Hello")
 
     def _on_pong(self, message: Pong, now: float) -> None:
+        if message.number <= self._ping_number:
+            self.answered = max(self.answered, message.number)
         if self._ping_sent is None or message.number != self._ping_sent[0]:
             return
         _, sent, sent_utc = self._ping_sent
@@ -139,6 +146,11 @@ class Session:
             self._ping_sent = (self._ping_number, now, sent_utc)
         self._outgoing.append(encode(Ping(self._ping_number, sent_utc)))
         self._ping_due = now + self._heartbeat_s
+
+    def probe(self, now: float) -> int:
+        """Ask the peer at once whether it lives: `answered` reaches the number that is returned when it does."""
+        self._ping(now)
+        return self._ping_number
 
     def next_deadline(self) -> float:
         """When on_deadline has something to do."""

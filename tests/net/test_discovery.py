@@ -62,10 +62,10 @@ class Listener:
         self.hints: asyncio.Queue[tuple[int, list[str]]] = asyncio.Queue()
         self.removed: asyncio.Queue[int] = asyncio.Queue()
 
-    def add_hint(self, node_id: int, addresses: Sequence[str]) -> None:
+    def add_hint(self, node_id: int, addresses: Sequence[str], name: str) -> None:
         self.hints.put_nowait((node_id, list(addresses)))
 
-    def remove_hint(self, node_id: int) -> None:
+    def remove_hint(self, node_id: int, name: str) -> None:
         self.removed.put_nowait(node_id)
 
 

@@ -89,7 +89,8 @@ def test_a_peer_that_refuses_us_is_heard_before_its_hello() -> None:
         (hello(node_id=3), "says it is node 3, and its certificate says 2"),
         (hello(roles=("scheduler",)), "certificate"),
         (hello(roles=("scheduler", "worker")), "certificate"),
-        (hello(store_id=WE.store_id), "this node itself"),
+        (hello(store_id=WE.store_id, boot=WE.boot), "this node itself"),
+        (hello(store_id=WE.store_id), "copy of our own disk"),
     ],
 )
 def test_who_may_not_come_in(greeting: bytes, complaint: str) -> None:
