@@ -32,7 +32,7 @@ from taskd.protocol.messages import TaskRow
 COMMAND_CHARS_MAX = 200
 
 _NO_REPORT = Report()
-_WORDS = {state: state.word for state in TaskState}
+_WORDS: dict[int, str] = {state: state.word for state in TaskState}
 _WAITING_FOR_A_TIME = frozenset({TaskState.SCHEDULED, TaskState.RETRYING})
 _read_json = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -63,7 +63,7 @@ def _common(row: TaskRow, spec: TaskSpec, record: Record, service: Service) -> d
         "id": id_text(row.id),
         "type": row.type,
         "name": row.name,
-        "state": _WORDS[TaskState(row.state)],
+        "state": _WORDS[row.state],
         "queue": row.queue,
         "priority": row.priority,
         "owner": row.owner,
@@ -212,7 +212,7 @@ def result_of_row(row: TaskRow) -> TaskResult:
 def _result(task_id: bytes, state: int, report_bytes: bytes, reason: str, attempts: int) -> TaskResult:
     report = _report(report_bytes)
     return TaskResult(
-        id_text(task_id), _WORDS[TaskState(state)], _json(report.result), report.exit_code, report.signal,
+        id_text(task_id), _WORDS[state], _json(report.result), report.exit_code, report.signal,
         _error(report.error), reason, attempts,
     )  # fmt: skip
 

@@ -12,16 +12,17 @@ from msgspec import Struct
 from taskd.core.task import TaskSpec
 from taskd.protocol.messages import AttemptKey, Offer
 
-SHORT_CALL_S = 0.005  # Handler calls shorter than this are handed to their processes several at a time:
-CALLS_PER_SLOT = 32  # waking a process costs more than such a call.
+SHORT_CALL_S = 0.005  # Handler calls shorter than this share a slot: waking a process costs more than many of them,
+SHARED_WORK_S = 0.01  # so each process has about so much work of theirs at once,
+PARTS = 256  # and at most so many calls: the parts of a slot.
 SCANNED_MAX = 64  # Waiting attempts looked at in one go for one that fits.
 
 
 class Place(Struct, frozen=True, gc=False):
-    """What a running attempt takes. `is_short`: a call that shares its slot with others of its kind."""
+    """What a running attempt takes: amounts, and a slot of its own or, sharing one with other short calls, `parts`."""
 
     amounts: dict[str, int]
-    is_short: bool
+    parts: int  # 0: a slot of its own
 
 
 class Room:
@@ -32,7 +33,7 @@ class Room:
         self._waiting: list[tuple[int, float, bytes, int, AttemptKey]] = []
         self._specs: dict[AttemptKey, TaskSpec] = {}  # of those waiting
         self._used: Counter[str] = Counter()
-        self._short_count = 0  # among the running
+        self._short_count = self._short_parts = 0  # among the running
         self._mean_s: dict[str, float] = {}  # of handler types: how long calls take
         self._count = 0
 
@@ -68,7 +69,9 @@ class Room:
         """An attempt has ended."""
         for name, amount in place.amounts.items():
             self._used[name] -= amount
-        self._short_count -= place.is_short
+        if place.parts:
+            self._short_count -= 1
+            self._short_parts -= place.parts
 
     def ran(self, type: str, duration_s: float) -> None:
         """Learn how long calls of a handler take."""
@@ -91,11 +94,11 @@ class Room:
             if spec is None:
                 heappop(waiting)  # Cancelled or given back.
                 continue
-            is_short = spec.type in self._handler_types and self._mean_s.get(spec.type, 1.0) < SHORT_CALL_S
-            if not self._has_slot(is_short, running + len(begins)):
+            parts = self._parts(spec.type)
+            if not self._has_slot(parts, running + len(begins)):
                 break
             entry = heappop(waiting)
-            amounts = self._amounts(spec, is_short)
+            amounts = self._amounts(spec, is_short=parts > 0)
             if amounts and any(
                 self._used[name] + amount > self.offer.capacity.get(name, 0) for name, amount in amounts.items()
             ):
@@ -104,17 +107,25 @@ class Room:
             del specs[key]
             for name, amount in amounts.items():
                 self._used[name] += amount
-            self._short_count += is_short
-            begins.append((key, spec, Place(amounts, is_short)))
+            if parts:
+                self._short_count += 1
+                self._short_parts += parts
+            begins.append((key, spec, Place(amounts, parts)))
         for entry in aside:
             heappush(waiting, entry)
         return begins
 
-    def _has_slot(self, is_short: bool, running: int) -> bool:
-        """Whether a slot is free: short calls share one, everything else has its own."""
-        short_count = self._short_count
-        others = running - short_count
-        return others + (not is_short) + ceil((short_count + is_short) / CALLS_PER_SLOT) <= self.offer.slots
+    def _parts(self, type: str) -> int:
+        """How many parts of a shared slot a call takes; 0 for whatever has a slot of its own."""
+        mean_s = self._mean_s.get(type, 1.0)
+        if mean_s >= SHORT_CALL_S or type not in self._handler_types:
+            return 0
+        return ceil(mean_s * (PARTS / SHARED_WORK_S)) or 1
+
+    def _has_slot(self, parts: int, running: int) -> bool:
+        """Whether a slot is free, or so many parts of one that is shared."""
+        others = running - self._short_count + (not parts)
+        return others + -(-(self._short_parts + parts) // PARTS) <= self.offer.slots
 
     def could_run(self, spec: TaskSpec) -> bool:
         """Whether it could run here on an idle machine. The offer may have changed while the task was on its way."""
@@ -126,7 +137,7 @@ class Room:
             and all(offer.capacity.get(name, 0) >= amount for name, amount in spec.resources.items())
         )
 
-    def _amounts(self, spec: TaskSpec, is_short: bool) -> dict[str, int]:
+    def _amounts(self, spec: TaskSpec, *, is_short: bool) -> dict[str, int]:
         """What an attempt takes; short calls queue behind each other in their processes and take nothing more."""
         if is_short and not spec.resources:
             return {}

@@ -853,7 +853,7 @@ def test_short_calls_share_a_slot_and_never_one_with_a_long_task(world: World) -
     world.submit(type="echo")
     world.work = lambda begin: None
     world.submit(type="sleep")
-    world.submit(100, type="echo")
-    assert sorted(begin.spec.type for begin in running.values()) == ["echo"] * 32 + ["sleep"]
+    world.submit(500, type="echo")
+    assert sorted(begin.spec.type for begin in running.values()) == ["echo"] * 256 + ["sleep"]
     (other,) = world.submit(type="sleep", priority=1)
     assert world.where(other) == []
