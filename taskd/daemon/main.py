@@ -50,8 +50,8 @@ from taskd.version import VERSION
 
 STATUS_S = 5.0
 KEY_POLL_S = 0.2
-# New objects between two looks for garbage in cycles, of which there is little: by default 700. Tasks on their way would
-# be looked at again and again, which took an eighth of the leader's time.
+# New objects between two looks for garbage in cycles, of which there is little; the default is 700. Tasks on their way
+# would be looked at again and again, which took an eighth of the leader's time.
 GARBAGE_THRESHOLD = 50_000
 STOP_MARGIN_S = 10.0  # Beyond the grace of running tasks; then the process ends whatever is missing.
 
