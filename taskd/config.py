@@ -227,6 +227,16 @@ class WorkerSettings(Struct, frozen=True):
         Switch(),
         "Without control groups, each process of a task may have as much data as the task asks for memory.",
     ] = True
+    task_user: Annotated[
+        str,
+        Text(r"|[A-Za-z_][A-Za-z0-9_.-]{0,31}", "the name of a user"),
+        "Commands and handlers run as this user, started by a launcher. Empty: as the user that taskd runs as.",
+    ] = ""
+    launcher: Annotated[
+        str,
+        FilePath(),
+        "The socket of a launcher that runs as a service. Empty: a worker that is root starts its own for task_user.",
+    ] = ""
     output_age_max: Annotated[
         float,
         Duration(60, 3660 * _DAY_S),

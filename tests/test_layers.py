@@ -47,6 +47,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Imports beyond these: who, what, and why. Only inside functions or for types, so that no other command pays for them.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("taskd.cli", "taskd.daemon.main"): "`taskd start` becomes the daemon",
+    ("taskd.cli", "taskd.daemon.launcher"): "`taskd launcher` becomes the launcher",
     (
         "taskd.cli",
         "taskd.config",

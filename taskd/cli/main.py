@@ -54,6 +54,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "completion": Entry("completion", "completion", "Print the completion script for a shell."),
     },
 }
+# Run by programs, not by people.
+HIDDEN = {"launcher": Entry("launcher", "launcher", "Start the tasks of a worker as another user.")}
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
@@ -74,7 +76,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
+        entry = COMMANDS.get(cmd_name) or HIDDEN.get(cmd_name)
         if entry is None:
             return None
         command: click.Command = getattr(import_module(f"taskd.cli.{entry.module}"), entry.attribute)
@@ -83,7 +85,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in (*COMMANDS, *HIDDEN) and not args[0].startswith("-"):
             from difflib import get_close_matches
 
             close = get_close_matches(args[0], COMMANDS, 1)
@@ -162,7 +164,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # What tasks are called need not fit the locale.
     args = sys.argv[1:]
     code = run(args)
-    if args[:1] == ["start"]:
+    if args[:1] in (["start"], ["launcher"]):
         sys.exit(code)
     # Nothing is left to do, and taking the interpreter apart would cost a tenth of the time of `taskd submit`.
     sys.stderr.flush()

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from taskd.api.streams import close_stream
 from taskd.config import WorkerSettings
 from taskd.daemon.capacity import offer
 from taskd.daemon.logs import log
+from taskd.errors import ConfigError
 from taskd.protocol.messages import AttemptEnded, AttemptStarted, Offer
 from taskd.runner.archive import Stream
-from taskd.runner.base import OnProgress, Place
+from taskd.runner.base import Kind, OnProgress, Place, base_environment
 from taskd.runner.cgroup import Cgroups, delegated
 from taskd.runner.command import CommandKind
 from taskd.runner.handlers import HandlerPool
 from taskd.runner.http import HttpKind
+from taskd.runner.launch_messages import Prepare
+from taskd.runner.launched import LauncherSettings, Launches
+from taskd.runner.launched_command import LaunchedCommandKind
 from taskd.runner.output import Output
 from taskd.runner.reaper import Reaper
 from taskd.runner.runner import Runner
+from taskd.runner.spawn import Spawner
 
 SWEEP_S = 600.0  # Output is removed by age in days: minutes do not matter.
 
@@ -35,10 +42,7 @@ class Work:
         place = Place(directory, socket, store_id.hex(), settings.environment)
         self.output = Output(directory, settings.output_stream_bytes_max)
         reaper = Reaper(place.worker)
-        found = delegated(cpus_are_shared=settings.cpu_limit == "share")
-        cgroups = found if isinstance(found, Cgroups) else None
-        if isinstance(found, str):
-            log("info", "limits of tasks are not enforced by control groups", reason=found)
+        launches = _launches(place, settings, reaper)
         slots = offer(settings, ()).slots
         self._pool = HandlerPool(
             place,
@@ -49,16 +53,22 @@ class Work:
             path=settings.handler_path,
             calls_max=settings.handler_calls_max,
             memory_max=settings.handler_memory_max,
+            launches=launches,
         )
-        command = CommandKind(
-            place,
-            self._progressed,
-            self.output,
-            reaper,
-            cgroups=cgroups,
-            has_memory_rlimit=settings.memory_rlimit,
-        )
-        self.runner = Runner(self.output, reaper, command, HttpKind(self._progressed), self._pool)
+        command = self._commands(place, reaper) if launches is None else self._launched_commands(launches)
+        self.runner = Runner(self.output, reaper, command, HttpKind(self._progressed), self._pool, launches=launches)
+
+    def _commands(self, place: Place, reaper: Reaper) -> Kind:
+        settings = self._settings
+        found = delegated(cpus_are_shared=settings.cpu_limit == "share")
+        cgroups = found if isinstance(found, Cgroups) else None
+        if isinstance(found, str):
+            log("info", "limits of tasks are not enforced by control groups", reason=found)
+        spawner = partial(Spawner, has_memory_rlimit=settings.memory_rlimit)
+        return CommandKind(place, self._progressed, self.output, reaper, cgroups=cgroups, spawner=spawner)
+
+    def _launched_commands(self, launches: Launches) -> Kind:
+        return LaunchedCommandKind(self._progressed, self.output, launches)
 
     def _progressed(self, started: list[AttemptStarted], ended: list[AttemptEnded]) -> None:
         assert self.on_progress is not None
@@ -98,3 +108,35 @@ class Work:
             except OSError as error:
                 log("error", "old output cannot be removed", reason=str(error))
             await asyncio.sleep(SWEEP_S)
+
+
+def _launches(place: Place, settings: WorkerSettings, reaper: Reaper) -> Launches | None:
+    """The way to a launcher, where tasks are to run as another user. Raises ConfigError where there can be none."""
+    if not settings.task_user and not settings.launcher:
+        return None
+    if not settings.launcher and os.geteuid() != 0:
+        raise ConfigError(
+            f"tasks are to run as {settings.task_user!r}, which only root can start: run the worker as root, "
+            "or give the socket of a launcher in [worker] launcher",
+            field="worker.task_user",
+        )
+    prepare = Prepare(
+        place.worker,
+        place.socket,
+        base_environment(settings.environment),
+        settings.cpu_limit == "share",
+        settings.memory_rlimit,
+        settings.task_user,
+    )
+    return Launches(
+        LauncherSettings(prepare, settings.launcher, settings.task_user, _reachable(place, settings)), reaper
+    )
+
+
+def _reachable(place: Place, settings: WorkerSettings) -> Path:
+    """Where our own launcher makes private directories: the task user has to pass through to them, and nothing else."""
+    directory = place.directory / "tasks"
+    if not settings.launcher:
+        for above in (place.directory, place.directory.parent):
+            above.chmod(above.stat().st_mode | 0o111)
+    return directory

@@ -145,16 +145,18 @@ def error_info(type: str, message: str, traceback: str = "") -> ErrorInfo:
     return ErrorInfo(type[:255], message, traceback)
 
 
-def read_error_file(directory: str) -> ErrorInfo | None:
+def read_error_file(directory: str, owner_uid: int | None = None) -> ErrorInfo | None:
     """What a failing task wrote into TASKD_ERROR_FILE: a JSON object {"type", "message", "traceback"}, each a text and
-    none of them needed, or else plain text, which is the message. None where it wrote nothing."""
+    none of them needed, or else plain text, which is the message. None where it wrote nothing. With `owner_uid` only a
+    file of this owner counts: one that the task could not read itself may be linked there."""
     try:
         # Whatever stands there was made by the task: no pipe must be waited for, no link followed.
         fd = os.open(f"{directory}/{ERROR_FILE}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or owner_uid not in (None, status.st_uid):
             return None
         text = os.read(fd, ERROR_FILE_BYTES_MAX)
     except OSError:
@@ -194,6 +196,10 @@ class Progress:
         self._younger[key] = started_s
         if self._timer is None:
             self._timer = self._running_loop().call_later(STARTED_AFTER_S, self._tell_started)
+
+    def tell_started(self, started: list[AttemptStarted]) -> None:
+        """Attempts of which another process has found that they began and go on."""
+        self._on_progress(started, [])
 
     def ended(self, attempt: AttemptEnded) -> None:
         """An attempt ended; told with all others of this turn."""

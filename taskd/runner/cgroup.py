@@ -52,6 +52,10 @@ class Group:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def join(self) -> None:
+        """Move this process into it. Raises OSError."""
+        _write(self.path / "cgroup.procs", "0")
+
     def wrap(self, argv: list[str]) -> list[str]:
         """The command that joins the group and then becomes `argv`."""
         return ["/bin/sh", "-c", _JOIN, "taskd", str(self.path), *argv]

@@ -22,8 +22,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from taskd.core.effects import Begin
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec
@@ -39,10 +39,9 @@ from taskd.runner.base import (
     not_started,
     read_error_file,
 )
-from taskd.runner.capture import Capture
+from taskd.runner.capture import Captured
 from taskd.runner.cgroup import Cgroups, Group, Limits
-from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_for_oom, with_memory_limit
-from taskd.runner.output import Output
+from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_for_oom
 from taskd.runner.reaper import Reaper
 from taskd.runner.spawn import Spawner, spawn_error, working_directory
 
@@ -54,6 +53,21 @@ CLOSE_S_MAX = 15.0
 SHELL_SAYS_KILLED = 128 + signal.SIGKILL  # With this code a shell ends when what it ran was killed.
 
 
+class Lender(Protocol):
+    """Lends what an attempt needs while it runs: Output (output.py), or what stands for it in the launcher."""
+
+    stream_bytes_max: int
+
+    def begin(self, key: AttemptKey) -> Any:
+        """Files and a directory (spawn.Surroundings) for an attempt that is about to begin. Raises OSError."""
+
+    def end(self, capture: Any) -> Captured:
+        """The attempt has ended, and nothing of it is left."""
+
+    def bound(self) -> list[tuple[AttemptKey, str]]:
+        """Keep what attempts write within its limits; those where that cannot be, and why."""
+
+
 class _Attempt:
     """One running attempt."""
 
@@ -63,7 +77,7 @@ class _Attempt:
     )  # fmt: skip
 
     def __init__(
-        self, key: AttemptKey, capture: Capture, group: Group | None, process: subprocess.Popen[bytes], started_s: float
+        self, key: AttemptKey, capture: Any, group: Group | None, process: subprocess.Popen[bytes], started_s: float
     ) -> None:
         self.key = key
         self.mark = mark(key)
@@ -88,20 +102,25 @@ class CommandKind:
         self,
         place: Place,
         on_progress: OnProgress,
-        output: Output,
+        output: Lender,
         reaper: Reaper,
         *,
         cgroups: Cgroups | None = None,
-        has_memory_rlimit: bool = True,
         oom_counter: OomCounter | None = None,
+        environment: Mapping[str, str] | None = None,
+        spawner: Callable[[int], Spawner] = Spawner,
+        owner_uid: int | None = None,
     ) -> None:
+        """`environment` is what every process gets, by default what is inherited; `spawner` makes their starter from a
+        descriptor of /dev/null; `owner_uid` is whose files in private directories are believed, None for anybody's."""
         self._place = place
         self._progress = Progress(on_progress)
         self._output = output
         self._reaper = reaper
         self._cgroups = cgroups
-        self._has_memory_rlimit = has_memory_rlimit
-        self._environment = base_environment(place.inherited)
+        self._environment = base_environment(place.inherited) if environment is None else environment
+        self._spawner_of = spawner
+        self._owner_uid = owner_uid
         self._oom = oom_counter or OomCounter()
         self._oom_score = oom_score_of_tasks()
         self._waiting: dict[AttemptKey, TaskSpec] = {}  # to be spawned in this turn and the next ones
@@ -117,7 +136,7 @@ class CommandKind:
         """Get ready to run. Raises OSError."""
         self._loop = asyncio.get_running_loop()
         self._null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._processes = Spawner(self._null_fd)
+        self._processes = self._spawner_of(self._null_fd)
         self._epoll = select.epoll()
         self._loop.add_reader(self._epoll.fileno(), self._on_exits)
 
@@ -194,11 +213,9 @@ class CommandKind:
         try:
             try:
                 limits = Limits.of(spec.resources) if spec.resources else None
-                wrap = None
-                if limits is not None:
-                    group = self._make_group(key, limits)
-                    wrap = self._wrapping(group, limits)
-                process = self._processes.spawn(spec, environment, capture, wrap)
+                if limits is not None and self._cgroups is not None:
+                    group = self._cgroups.make(f"{key.task_id.hex()}-{key.number}", limits)
+                process = self._processes.spawn(spec, environment, capture, group, limits)
             finally:
                 capture.close_descriptors()
             attempt = _Attempt(key, capture, group, process, started_s)
@@ -214,19 +231,6 @@ class CommandKind:
         if self._watcher is None:
             self._watch_running()
         return None
-
-    def _make_group(self, key: AttemptKey, limits: Limits) -> Group | None:
-        if self._cgroups is None:
-            return None
-        return self._cgroups.make(f"{key.task_id.hex()}-{key.number}", limits)
-
-    def _wrapping(self, group: Group | None, limits: Limits) -> Callable[[list[str]], list[str]] | None:
-        """What sets the limits before the process becomes the task."""
-        if group is not None:
-            return group.wrap
-        if limits.memory_bytes is None or not self._has_memory_rlimit:
-            return None
-        return partial(with_memory_limit, memory_bytes=limits.memory_bytes)
 
     def _watch(self, attempt: _Attempt) -> None:
         """Hear of its end. Where that cannot be, it is ended at once, and OSError raised."""
@@ -333,7 +337,7 @@ class CommandKind:
         outcome = self._outcome(attempt)
         error = attempt.error or problem
         if outcome is not Outcome.OK and error is None:
-            error = read_error_file(attempt.capture.directory)
+            error = read_error_file(attempt.capture.directory, self._owner_uid)
         captured = self._output.end(attempt.capture)
         cpu_s, memory_peak_bytes = attempt.cpu_s, attempt.memory_peak_bytes
         if attempt.group is not None:

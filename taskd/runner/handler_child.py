@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -40,10 +36,8 @@ from taskd.runner.handler_messages import (
     framed,
 )
 from taskd.runner.handler_output import Written, read_written
-from taskd.runner.handler_spawn import Spawned
-from taskd.runner.reaper import Reaper
+from taskd.runner.handler_spawn import Joint
 
-MARK = "TASKD_HANDLER_PROCESS"  # The variable by which processes that handlers started are known.
 FRAME_CALLS_BYTES = 256 << 10  # Of params in one frame, unless a single call has more: the first can begin early.
 READ_BYTES = 256 << 10
 LEAVE_S_MAX = 5.0  # For what handlers do at exit, when a process is no longer needed.
@@ -75,11 +69,9 @@ class Owner(Protocol):
 
 
 class Child:
-    """A handler process. Raises OSError where it cannot be started."""
+    """A handler process that was started."""
 
-    def __init__(
-        self, owner: Owner, reaper: Reaper, directory: Path, environment: Mapping[str, str], *, mark: str, setup: Setup
-    ) -> None:
+    def __init__(self, owner: Owner, process: Joint, setup: Setup) -> None:
         self.outstanding: dict[int, Begin] = {}  # in the order given: the first one runs
         self.is_ready = False
         self.is_proved = False  # It has ended a call.
@@ -94,8 +86,6 @@ class Child:
         self.last_words = ""
         self.started_at = time.monotonic()
         self._owner = owner
-        self._reaper = reaper
-        self._mark = f"\0{MARK}={mark}\0".encode()
         self._loop = asyncio.get_running_loop()
         self._frames = Frames()
         self._last = 0  # the number of the last call given
@@ -103,15 +93,14 @@ class Child:
         self._unsent = memoryview(b"")  # the rest of a frame
         self._leave_timer: asyncio.TimerHandle | None = None
         self._give_up_at = 0.0
-        self._spawned = spawned = Spawned(directory, {**environment, MARK: mark})
-        self.pid = spawned.pid
-        self.page = spawned.page
-        self._stream = spawned.stream
-        self._control = spawned.control
-        reaper.own(self.pid)
+        self._process = process
+        self.pid = process.pid
+        self.page = process.page
+        self._stream = process.stream
+        self._control = process.control
         self._loop.add_reader(self._stream.fileno(), self._on_readable)
         self._loop.add_reader(self._control.fileno(), self._on_control)
-        self._loop.add_reader(spawned.pidfd, self._on_exit)
+        process.when_ended(self._on_exit)
         self._write(framed(encode(setup)))
 
     @property
@@ -146,8 +135,7 @@ class Child:
         """End the process and its group by force, for the sake of a call, or for no call's."""
         if self.killed_for is None:
             self.killed_for = number or 0
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._process.kill()
 
     def leave(self) -> None:
         """Let it finish what it has, and then end."""
@@ -159,7 +147,7 @@ class Child:
 
     def written(self) -> Written:
         """What the call that it has begun last has printed."""
-        return read_written(self._spawned.stdout_fd, self._spawned.stderr_fd, *self.page.output_from)
+        return read_written(self._process.stdout_fd, self._process.stderr_fd, *self.page.output_from)
 
     def _tell(self, message: ToProcess) -> None:
         with contextlib.suppress(OSError):  # Full, so it does not listen; or dead, which is told by itself.
@@ -266,14 +254,8 @@ class Child:
 
     def _on_exit(self) -> None:
         """The process is dead: hear its last words, and see that nothing of it is left."""
-        self._loop.remove_reader(self._spawned.pidfd)
         self._read_rest()
-        # Before it is reaped: as long as it is a zombie nobody else can have the number of its group.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        status = self._spawned.reap()
-        self.status = -signal.SIGKILL if status is None else status
-        self._reaper.disown(self.pid)
+        self.status = self._process.reap()
         self.step = self.page.step
         self.last_words = self.written().stderr_tail[-LAST_WORDS_BYTES:].decode(errors="replace").strip()
         self._give_up_at = time.monotonic() + LINGER_S_MAX
@@ -296,24 +278,11 @@ class Child:
             return False
 
     def _linger(self) -> None:
-        if self._has_left_something() and time.monotonic() < self._give_up_at:
+        if self._process.has_left_something() and time.monotonic() < self._give_up_at:
             self._loop.call_later(LINGER_POLL_S, self._linger)
             return
         self._owner.on_exit(self)
         self._close()
-
-    def _has_left_something(self) -> bool:
-        """Whether processes that it started are still there. They are killed."""
-        found = False
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-            found = True
-        for pid, mark in self._reaper.strays().items():
-            if not mark and self._mark in _environment(pid):
-                found = True
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-        return found
 
     def _close(self) -> None:
         if self._leave_timer is not None:
@@ -321,12 +290,4 @@ class Child:
         for descriptor in (self._stream.fileno(), self._control.fileno()):
             self._loop.remove_reader(descriptor)
             self._loop.remove_writer(descriptor)
-        self._spawned.close()
-
-
-def _environment(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return b"\0" + file.read()
-    except OSError:
-        return b""
+        self._process.close()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from heapq import heapify, heapreplace
 
 from taskd.core.effects import Begin
 from taskd.core.task import Outcome, Report
-from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, HandlerInfo
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, HandlerInfo, Term
 from taskd.runner.base import (
     STARTED_AFTER_S,
     OnProgress,
@@ -34,10 +35,13 @@ from taskd.runner.base import (
     error_info,
     not_started,
 )
+from taskd.runner.capture import Trash, remove_tree
 from taskd.runner.handler_calls import report_with
 from taskd.runner.handler_child import Child
 from taskd.runner.handler_fleet import Fleet, end_of, status_words
 from taskd.runner.handler_messages import Done, Ready, Setup
+from taskd.runner.handler_spawn import Joint, Launched, Spawned
+from taskd.runner.launched import Launches
 from taskd.runner.limits import OomCounter
 from taskd.runner.reaper import Reaper
 
@@ -55,6 +59,7 @@ class HandlerPool:
     `modules` are imported by each process, after the directories of `path` were put before its search path. A process
     is replaced after `calls_max` calls, but not while starting it took more than `start_share_max` of its life, so that
     replacing costs little however short the calls are; and when it takes more than `memory_max` bytes (0: no limit).
+    With `launches` a launcher starts them, as another user.
     """
 
     def __init__(
@@ -69,11 +74,13 @@ class HandlerPool:
         calls_max: int = 10_000,
         memory_max: int = 1 << 30,
         start_share_max: float = START_SHARE_MAX,
+        launches: Launches | None = None,
     ) -> None:
         self._place = place
         self._on_progress = on_progress
         self._progress = Progress(on_progress)  # of ends
         self._reaper = reaper
+        self._launches = launches
         setup = Setup(tuple(modules), tuple(path), (), calls_max, memory_max, start_share_max)
         self._fleet = Fleet(self._start_child, setup, processes)
         self._oom = OomCounter()
@@ -99,7 +106,10 @@ class HandlerPool:
         """Load the modules, in processes. Those that cannot be loaded are left out. Raises OSError."""
         self._loop = asyncio.get_running_loop()
         self._directory = self._place.directory / "handlers"
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(remove_tree, str(self._directory))
+        self._directory.mkdir(mode=0o700, parents=True)
+        self._trash = Trash(f"{self._directory}/trash")
+        os.mkdir(self._trash.directory, 0o700)
         self._environment = {
             **base_environment(self._place.inherited),
             "TASKD_SOCKET": self._place.socket,
@@ -109,6 +119,7 @@ class HandlerPool:
             await self._fleet.open()
         except BaseException:
             await self._fleet.close()
+            await self._trash.close()
             raise
         for problem in self.problems:
             _say(logging.ERROR, "handlers are missing", reason=problem)
@@ -120,6 +131,7 @@ class HandlerPool:
         for begin in waiting:
             self._end_unbegun(begin)
         await self._fleet.close()
+        await self._trash.close()
         for child in self._fleet.children:  # Killed, and held by the kernel.
             for begin in child.outstanding.values():
                 problem = error_info("Unkillable", f"process {child.pid} was killed and does not end")
@@ -339,7 +351,14 @@ class HandlerPool:
     def _start_child(self, setup: Setup) -> Child:
         self._children_started += 1
         mark = f"{self._place.worker}.{self._children_started}"
-        return Child(self, self._reaper, self._directory, self._environment, mark=mark, setup=setup)
+        process: Joint
+        if self._launches is None:
+            process = Spawned(self._directory, self._environment, mark, self._reaper, self._trash)
+        else:
+            # Named like an attempt, since that is what a launcher knows: no task has such an id.
+            key = AttemptKey(self._children_started.to_bytes(16, "big"), 1, Term(0, 0, 0), 0)
+            process = Launched(self._launches, self._environment, mark, key)
+        return Child(self, process, setup)
 
 
 def _say(level: int, event: str, **fields: object) -> None:

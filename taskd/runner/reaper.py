@@ -22,6 +22,7 @@ from msgspec import Struct
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_GET_CHILD_SUBREAPER = 37
+HANDLER_VARIABLE = "TASKD_HANDLER_PROCESS"  # By which processes that handlers started are known.
 LEFTOVERS_S_MAX = 5.0  # How long a start waits for killed leftovers to vanish; those stuck in the kernel may never.
 LEFTOVERS_POLL_S = 0.01
 CHILDREN_BYTES = 1 << 16
@@ -40,7 +41,9 @@ class Leftovers(Struct, frozen=True):
 class Reaper:
     """The strays of one worker, whose store id `worker` marks the environment of all its tasks."""
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, *, uid: int | None = None) -> None:
+        """`uid` is the user that tasks run as; None: this process's own."""
+        self._uid = os.geteuid() if uid is None else uid
         self._worker_mark = f"\0TASKD_WORKER={worker}\0".encode()
         self._owned: set[int] = set()
         self._strays: dict[int, str] = {}
@@ -92,6 +95,11 @@ class Reaper:
             if of == mark:
                 _kill(pid)
 
+    def kill_all(self) -> None:
+        """Kill every stray, traced or not."""
+        for pid in self.strays():
+            _kill(pid)
+
     async def close(self) -> None:
         """Kill every stray, traced or not, and be no sub-reaper any more."""
         if self._sweeper is not None:
@@ -142,7 +150,7 @@ class Reaper:
         except OSError:
             return False
         try:
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid() or self._worker_mark not in _environment(pid):
+            if os.stat(f"/proc/{pid}").st_uid != self._uid or self._worker_mark not in _environment(pid):
                 return False
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         except OSError:
@@ -150,6 +158,11 @@ class Reaper:
         finally:
             os.close(handle)
         return True
+
+
+def handler_mark(process: str) -> str:
+    """The mark of what a handler process, named so in its environment, has started."""
+    return f"handlers {process}"
 
 
 def _set_subreaper(wanted: bool) -> bool:
@@ -195,6 +208,9 @@ def _environment(pid: int) -> bytes:
 def _mark(pid: int) -> str:
     variables = dict(line.split(b"=", 1) for line in _environment(pid).split(b"\0") if b"=" in line)
     task_id, token = variables.get(b"TASKD_TASK_ID"), variables.get(b"TASKD_FENCE")
+    process = variables.get(HANDLER_VARIABLE.encode())
+    if process:
+        return handler_mark(process.decode(errors="replace"))
     return f"{task_id.decode(errors='replace')} {token.decode(errors='replace')}" if task_id and token else ""
 
 

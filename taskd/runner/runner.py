@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from taskd.core.effects import Begin
 from taskd.protocol.messages import AttemptKey
 from taskd.runner.base import Kind
+from taskd.runner.launched import Launches
 from taskd.runner.output import Output
 from taskd.runner.reaper import Leftovers, Reaper
 
@@ -14,10 +15,19 @@ from taskd.runner.reaper import Leftovers, Reaper
 class Runner:
     """Runs attempts: `command` and `http` tasks by their own kinds, every other type by the handlers.
 
-    The kinds were made with the same `on_progress`, and with `output` and `reaper` where they use them."""
+    The kinds were made with the same `on_progress`, and with `output`, `reaper` and `launches` where they use them."""
 
-    def __init__(self, output: Output, reaper: Reaper, command: Kind, http: Kind, handlers: Kind) -> None:
+    def __init__(
+        self,
+        output: Output,
+        reaper: Reaper,
+        command: Kind,
+        http: Kind,
+        handlers: Kind,
+        launches: Launches | None = None,
+    ) -> None:
         self._output = output
+        self._launches = launches
         self._reaper = reaper
         self._by_type = {"command": command, "http": http}
         self._handlers = handlers
@@ -25,12 +35,16 @@ class Runner:
         self._opened = AsyncExitStack()
 
     async def open(self) -> Leftovers:
-        """End what an earlier daemon of this worker left running, and get ready. Raises OSError."""
+        """End what an earlier daemon of this worker left running, and get ready. Raises OSError, and
+        ConfigError where tasks cannot be started as they should be."""
         async with AsyncExitStack() as opened:
             leftovers = await self._reaper.open()
             opened.push_async_callback(self._reaper.close)
             await self._output.open()
             opened.push_async_callback(self._output.close)
+            if self._launches is not None:
+                await self._launches.open()
+                opened.push_async_callback(self._launches.close)
             for kind in self._kinds:
                 await kind.open()
                 opened.push_async_callback(kind.close)

@@ -7,23 +7,36 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 from taskd.core.task import ErrorInfo, TaskSpec
 from taskd.runner.base import error_info
-from taskd.runner.capture import Capture
+from taskd.runner.cgroup import Group, Limits
+from taskd.runner.limits import with_memory_limit
 
 SHELL = "/bin/sh"
 REMEMBERED_S = 1.0  # A program newly installed in a directory further ahead in PATH is found after this time.
 REMEMBERED_MAX = 1000
 
 
+class Surroundings(Protocol):
+    """What a process is lent (capture.py, launcher.py)."""
+
+    stdout_fd: int
+    stderr_fd: int
+
+    @property
+    def directory(self) -> str:
+        """The attempt's private directory."""
+
+
 class Spawner:
     """Starts processes, and remembers for a moment where programs are, as shells do for longer: searching PATH takes a
     tenth of the whole start."""
 
-    def __init__(self, null_fd: int) -> None:
+    def __init__(self, null_fd: int, *, has_memory_rlimit: bool = True) -> None:
         self._null_fd = null_fd
+        self._has_memory_rlimit = has_memory_rlimit
         self._found: dict[tuple[str, str], str | None] = {}
         self._forget_at = 0.0
 
@@ -31,18 +44,21 @@ class Spawner:
         self,
         spec: TaskSpec,
         environment: dict[str, str],
-        capture: Capture,
-        wrap: Callable[[list[str]], list[str]] | None = None,
+        capture: Surroundings,
+        group: Group | None,
+        limits: Limits | None,
     ) -> subprocess.Popen[bytes]:
-        """Start a task's process in a session of its own; `wrap` makes of its argv a command that sets limits and then
-        becomes it. Raises OSError, ValueError, SubprocessError: see `spawn_error`."""
+        """Start a task's process in a session of its own, in its group or else with its limits. Raises OSError,
+        ValueError, SubprocessError: see `spawn_error`."""
         argv = [SHELL, "-c", spec.shell] if spec.shell else list(spec.argv)
         if not argv or not argv[0]:
             raise ValueError("there is nothing to run: the task has neither argv nor shell")
         directory = working_directory(spec, capture)
-        if wrap is not None:
-            _require_program(argv[0], directory, environment)  # The shell that sets the limits could only say 127.
-            argv = wrap(argv)
+        if limits is not None:
+            wrapped = self._limited(argv, group, limits)
+            if wrapped is not argv:
+                _require_program(argv[0], directory, environment)  # The shell that sets the limits could only say 127.
+                argv = wrapped
         executable = self._find(argv[0], environment["PATH"])
         try:
             return self._popen(argv, executable, directory, environment, capture)
@@ -52,8 +68,21 @@ class Spawner:
         # It was moved a moment ago: this time by a search of its own.
         return self._popen(argv, None, directory, environment, capture)
 
+    def _limited(self, argv: list[str], group: Group | None, limits: Limits) -> list[str]:
+        """The command that sets the limits before it becomes the task."""
+        if group is not None:
+            return group.wrap(argv)
+        if limits.memory_bytes is None or not self._has_memory_rlimit:
+            return argv
+        return with_memory_limit(argv, limits.memory_bytes)
+
     def _popen(
-        self, argv: list[str], executable: str | None, directory: str, environment: dict[str, str], capture: Capture
+        self,
+        argv: list[str],
+        executable: str | None,
+        directory: str,
+        environment: dict[str, str],
+        capture: Surroundings,
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             argv,
@@ -90,7 +119,7 @@ def _search(program: str, path: str) -> str | None:
     return None
 
 
-def working_directory(spec: TaskSpec, capture: Capture) -> str:
+def working_directory(spec: TaskSpec, capture: Surroundings) -> str:
     """The spec's `cwd`, taken relative to the attempt's private directory, which is also the default."""
     return os.path.join(capture.directory, spec.cwd)
 

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -22,6 +23,7 @@ from taskd.runner.command import CommandKind
 from taskd.runner.limits import OomCounter
 from taskd.runner.output import STREAM_BYTES_MAX, Output
 from taskd.runner.reaper import Reaper
+from taskd.runner.spawn import Spawner
 
 WAIT_S = 20.0  # Never reached, unless something is broken.
 
@@ -100,7 +102,7 @@ class Stage(Audience):
         self.output = Output(directory, stream_bytes_max)
         self.kind: Kind = CommandKind(
             self.place, self.on_progress, self.output, self.reaper, cgroups=cgroups, oom_counter=oom_counter,
-            has_memory_rlimit=has_memory_rlimit,
+            spawner=partial(Spawner, has_memory_rlimit=has_memory_rlimit),
         )  # fmt: skip
 
     async def __aenter__(self) -> Stage:

@@ -133,7 +133,7 @@ async def test_what_waits_behind_long_calls_goes_to_whoever_is_free_first(tmp_pa
 async def test_a_call_that_prints_for_ever_does_not_fill_the_memory(stage: HandlerStage) -> None:
     key = stage.start("chatter")
     (child,) = stage.children
-    file = child._spawned.stdout_fd
+    file = child._process.stdout_fd
     await until(lambda: os.fstat(file).st_size > 64 * KEPT_BYTES_MAX)
     await until(lambda: os.fstat(file).st_blocks * 512 < os.fstat(file).st_size // 4)
     stage.pool.kill(key)

@@ -1,0 +1,328 @@
+"""The launcher: starts processes as the task user for one worker, looks after them, and tells how they end.
+
+A worker that must not be able to become anybody else, or to do anything but its work, leaves this to a small process
+that is root and does nothing else. It takes no part in deciding: which user that is, it was told by the operator, not
+by the worker; where private directories are, it says itself. What the worker tells it is what to run.
+
+Processes are run by the same code as those of a worker that starts them itself (command.py), with the same care for
+control groups, strays and memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+from msgspec import field
+
+from taskd.core.effects import Begin
+from taskd.core.task import TaskSpec, decode_spec
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
+from taskd.runner.base import Place
+from taskd.runner.capture import Captured, remove_tree
+from taskd.runner.cgroup import Cgroups, Group, Limits, delegated
+from taskd.runner.command import CommandKind
+from taskd.runner.launch_messages import (
+    DESCRIPTORS_MAX,
+    Launch,
+    Prepare,
+    Prepared,
+    Progress,
+    Refused,
+    Signal,
+    decode_to_launcher,
+    encode,
+)
+from taskd.runner.launch_stream import LaunchStream
+from taskd.runner.output import STREAM_BYTES_MAX
+from taskd.runner.reaper import Reaper
+from taskd.runner.spawn import Spawner, Surroundings
+from taskd.runner.task_user import TaskUser, raise_capabilities
+
+STANDARD_DESCRIPTORS = 2  # stdout and stderr
+
+
+class Lent:
+    """What one process was lent: open files of the worker's, and a private directory of the launcher's."""
+
+    __slots__ = ("descriptors", "directory", "is_handler", "key", "stderr_fd", "stdout_fd")
+
+    def __init__(self, key: AttemptKey, descriptors: list[int], directory: str, is_handler: bool) -> None:
+        self.key = key
+        self.descriptors = descriptors
+        self.stdout_fd, self.stderr_fd = descriptors[:STANDARD_DESCRIPTORS]
+        self.directory = directory
+        self.is_handler = is_handler
+
+    def close_descriptors(self) -> None:
+        """The process has them now (or never will)."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+class Lending:
+    """Stands where a worker has its Output (output.py): the worker keeps that itself, and its files come with each
+    Launch. Private directories are made here, below `directory`, for the task user alone."""
+
+    stream_bytes_max = STREAM_BYTES_MAX
+
+    def __init__(self, directory: Path, user: TaskUser, reaper: Reaper) -> None:
+        self._directory = str(directory)
+        self._trash = f"{directory}/trash"
+        self._user = user
+        self._reaper = reaper
+        self._came: dict[AttemptKey, tuple[list[int], bool]] = {}
+        self._free: list[str] = []
+        self._made = 0
+        self._removers: dict[int, int] = {}  # by pidfd
+
+    def open(self) -> None:
+        """Begin with no directory. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            self._as_user(lambda: remove_tree(self._trash), wait=True)
+            for entry in os.scandir(self._directory):
+                path = entry.path
+                self._as_user(lambda path=path: remove_tree(path), wait=True)
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+        os.makedirs(self._directory, 0o711, exist_ok=True)
+        os.chmod(self._directory, 0o711)  # noqa: S103  # the task user passes through to what is its own
+        os.makedirs(self._trash, 0o700, exist_ok=True)
+        os.chown(self._trash, self._user.uid, self._user.gid)
+
+    def expect(self, key: AttemptKey, descriptors: list[int], is_handler: bool) -> None:
+        """These files have come for an attempt that begins in this step."""
+        self._came[key] = descriptors, is_handler
+
+    def begin(self, key: AttemptKey) -> Lent:
+        """See Output. Raises OSError."""
+        descriptors, is_handler = self._came.pop(key)
+        try:
+            directory = self._free.pop() if self._free else self._make_directory()
+        except OSError:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        return Lent(key, descriptors, directory, is_handler)
+
+    def end(self, lent: Lent) -> Captured:
+        """See Output: what was written, the worker knows."""
+        try:
+            status = os.lstat(lent.directory)
+            if status.st_mode == stat.S_IFDIR | 0o700 and status.st_mtime_ns == 0 and status.st_uid == self._user.uid:
+                self._free.append(lent.directory)
+            else:
+                self._throw_away(lent.directory)
+        except OSError:
+            self._throw_away(lent.directory)
+        return Captured()
+
+    def bound(self) -> list[tuple[AttemptKey, str]]:
+        """See Output: the worker does that."""
+        return []
+
+    def close(self) -> None:
+        """Remove all that is left, as far as that can be. After all processes have ended."""
+        for pidfd in list(self._removers):
+            self._on_removed(pidfd)
+        self._as_user(lambda: remove_tree(self._trash), wait=True)
+        for directory in (*self._free, self._trash, self._directory):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+    def _make_directory(self) -> str:
+        self._made += 1
+        directory = f"{self._directory}/{self._made}"
+        os.mkdir(directory, 0o700)
+        os.chown(directory, self._user.uid, self._user.gid)
+        os.utime(directory, (0, 0))  # Whatever a task does in it shows, as in capture.py.
+        return directory
+
+    def _throw_away(self, directory: str) -> None:
+        """Its number is not used again in this session: what cannot be removed now is in nobody's way."""
+        target = f"{self._trash}/{os.path.basename(directory)}"
+        with contextlib.suppress(OSError):
+            os.rename(directory, target)
+            self._as_user(lambda: remove_tree(target), wait=False)
+
+    def _as_user(self, work: object, *, wait: bool) -> None:
+        """Do it in a process that is the task user and nothing more: a tree that a task has made may hold links to
+        anywhere, and be changed while it is removed."""
+        assert callable(work)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._user.become()
+                work()
+            finally:
+                os._exit(0)
+        self._reaper.own(pid)
+        if wait:
+            self._wait_for(pid)
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # Out of descriptors.
+            self._wait_for(pid)
+            return
+        self._removers[pidfd] = pid
+        asyncio.get_running_loop().add_reader(pidfd, self._on_removed, pidfd)
+
+    def _on_removed(self, pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        self._wait_for(self._removers.pop(pidfd))
+
+    def _wait_for(self, pid: int) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        self._reaper.disown(pid)
+
+
+class UserSpawner(Spawner):
+    """Starts processes as the task user. A group is joined by the new process itself, while it still may."""
+
+    def __init__(self, null_fd: int, user: TaskUser, has_memory_rlimit: bool) -> None:
+        super().__init__(null_fd, has_memory_rlimit=has_memory_rlimit)
+        self._user = user
+        self._joining: Group | None = None
+
+    def spawn(
+        self,
+        spec: TaskSpec,
+        environment: dict[str, str],
+        capture: Surroundings,
+        group: Group | None,
+        limits: Limits | None,
+    ) -> subprocess.Popen[bytes]:
+        """See Spawner."""
+        self._joining = group
+        with self._user.assumed():
+            return super().spawn(spec, environment, capture, group, limits)
+
+    def _limited(self, argv: list[str], group: Group | None, limits: Limits) -> list[str]:
+        return argv if group is not None else super()._limited(argv, group, limits)
+
+    def _popen(
+        self,
+        argv: list[str],
+        executable: str | None,
+        directory: str,
+        environment: dict[str, str],
+        capture: Surroundings,
+    ) -> subprocess.Popen[bytes]:
+        assert isinstance(capture, Lent)
+        more = capture.descriptors[STANDARD_DESCRIPTORS:]
+        if capture.is_handler:
+            argv = [*argv, *map(str, more), str(os.getpid())]
+        return subprocess.Popen(
+            argv,
+            executable=executable,
+            stdin=self._null_fd,
+            stdout=capture.stdout_fd,
+            stderr=capture.stderr_fd,
+            pass_fds=more,
+            cwd=directory,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=None if self._joining is None else self._join,  # noqa: PLW1509  # there is one thread
+        )
+
+    def _join(self) -> None:
+        assert self._joining is not None
+        raise_capabilities()  # Given up again by the exec, as all are.
+        self._joining.join()
+
+
+class UsersPlace(Place, frozen=True):
+    """Handler processes know their attempts from their calls, not from their environment."""
+
+    handlers: set[AttemptKey] = field(default_factory=set)
+
+    def environment(self, key: AttemptKey, directory: str) -> dict[str, str]:
+        """See Place."""
+        return {} if key in self.handlers else super().environment(key, directory)
+
+
+class Session:
+    """One worker's time with the launcher, from its first word until it closes the stream."""
+
+    def __init__(self, stream: LaunchStream, directory: Path, user: TaskUser) -> None:
+        self._stream = stream
+        self._directory = directory
+        self._user = user
+
+    async def run(self) -> None:
+        """Serve the worker, then end what is left of its processes. Raises OSError, and ValueError for what no worker
+        says."""
+        try:
+            prepare = decode_to_launcher(await self._stream.receive())
+            if not isinstance(prepare, Prepare):
+                raise ValueError("the first word must be Prepare")
+            await self._serve(prepare)
+        except EOFError:
+            pass
+        finally:
+            self._stream.close()
+
+    async def _serve(self, prepare: Prepare) -> None:
+        if prepare.user not in ("", self._user.name):
+            why = f"it starts tasks as {self._user.name!r}, and the worker's task_user is {prepare.user!r}"
+            self._stream.send(encode(Refused(why)))
+            return
+        reaper = Reaper(prepare.worker, uid=self._user.uid)
+        found = delegated(cpus_are_shared=prepare.cpus_are_shared)
+        cgroups = found if isinstance(found, Cgroups) else None
+        place = UsersPlace(self._directory, prepare.socket, prepare.worker, handlers=set())
+        lending = Lending(self._directory / "tasks", self._user, reaper)
+        kind = CommandKind(
+            place,
+            lambda started, ended: self._on_progress(place, started, ended),
+            lending,
+            reaper,
+            cgroups=cgroups,
+            environment={**prepare.environment, **self._user.environment()},
+            spawner=lambda null_fd: UserSpawner(null_fd, self._user, prepare.has_memory_rlimit),
+            owner_uid=self._user.uid,
+        )
+        leftovers = await reaper.open()
+        try:
+            lending.open()
+            await kind.open()
+        except OSError as error:
+            self._stream.send(encode(Refused(f"private directories cannot be made: {error}")))
+            await reaper.close()
+            return
+        why = found if isinstance(found, str) else ""
+        self._stream.send(encode(Prepared(os.getpid(), self._user.name, why, leftovers.killed, leftovers.alive)))
+        try:
+            while True:
+                self._obey(decode_to_launcher(await self._stream.receive()), place, lending, kind)
+        except EOFError:
+            pass
+        finally:
+            await kind.close()
+            lending.close()
+            await reaper.close()
+
+    def _obey(self, frame: Prepare | Launch | Signal, place: UsersPlace, lending: Lending, kind: CommandKind) -> None:
+        if isinstance(frame, Launch):
+            if not STANDARD_DESCRIPTORS <= frame.descriptors <= DESCRIPTORS_MAX:
+                raise ValueError(f"{frame.descriptors} open files")
+            lending.expect(frame.key, self._stream.take_descriptors(frame.descriptors), frame.is_handler)
+            if frame.is_handler:
+                place.handlers.add(frame.key)
+            kind.start([Begin(frame.key, decode_spec(frame.spec))])
+        elif isinstance(frame, Signal):
+            (kind.kill if frame.is_kill else kind.terminate)(frame.key)
+        else:
+            raise ValueError("Prepare was said before")
+
+    def _on_progress(self, place: UsersPlace, started: list[AttemptStarted], ended: list[AttemptEnded]) -> None:
+        for it in ended:
+            place.handlers.discard(it.key)
+        self._stream.send(encode(Progress(tuple(started), tuple(ended))))
