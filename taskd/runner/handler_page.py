@@ -9,6 +9,7 @@ The process alone writes. The pool reads all of it after the process has died, a
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
@@ -39,9 +40,11 @@ class Page:
     @staticmethod
     def make() -> int:
         """The descriptor of a new, empty page. Raises OSError."""
-        descriptor = os.memfd_create("taskd-handler-page", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("taskd-handler-page", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, PAGE_BYTES)
+            # A handler has this descriptor: were the file cut off, reading it here would end the daemon (SIGBUS).
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except OSError:
             os.close(descriptor)
             raise
