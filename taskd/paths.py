@@ -1,7 +1,7 @@
 """Where things are on this machine: configuration, state, sockets. Imports next to nothing, for the shell's sake.
 
-As root: /etc/taskd, /var/lib/taskd, /run/taskd. As a user: the XDG folders, and for the sockets a private directory
-below the state folder where there is no XDG_RUNTIME_DIR.
+As root: /etc/taskd, /var/lib/taskd, /run/taskd. As a service of systemd: the directories that its unit names. As a
+user: the XDG folders, and for the sockets a private directory below the state folder where there is no XDG_RUNTIME_DIR.
 """
 
 from __future__ import annotations
@@ -43,8 +43,14 @@ def places(environ: Mapping[str, str] | None = None, is_root: bool | None = None
     state = _xdg(environ, "XDG_STATE_HOME") or _home(environ, ".local/state")
     config = _xdg(environ, "XDG_CONFIG_HOME") or _home(environ, ".config")
     runtime = _xdg(environ, "XDG_RUNTIME_DIR")
-    state_taskd = f"{state}/taskd"
-    return Places(f"{config}/taskd", state_taskd, f"{runtime}/taskd" if runtime else f"{state_taskd}/run")
+    of_user = f"{state}/taskd"
+    state_taskd = _of_service(environ, "STATE_DIRECTORY") or of_user
+    runtime_taskd = f"{runtime}/taskd" if runtime else f"{of_user}/run"
+    return Places(
+        _of_service(environ, "CONFIGURATION_DIRECTORY") or f"{config}/taskd",
+        state_taskd,
+        _of_service(environ, "RUNTIME_DIRECTORY") or runtime_taskd,
+    )
 
 
 def config_file() -> str:
@@ -123,6 +129,11 @@ def _xdg(environ: Mapping[str, str], name: str) -> str:
     """A folder from the environment; relative ones are invalid by the XDG specification."""
     value = environ.get(name, "")
     return value.rstrip("/") if value.startswith("/") else ""
+
+
+def _of_service(environ: Mapping[str, str], name: str) -> str:
+    """The first directory that systemd made for the service that we are; empty where it made none."""
+    return _xdg(environ, name).partition(":")[0]
 
 
 def _home(environ: Mapping[str, str], below: str) -> str:

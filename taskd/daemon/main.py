@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import os
 import secrets
@@ -31,12 +32,14 @@ from taskd.daemon.calls import CallMessage, Calls
 from taskd.daemon.hub import Hub
 from taskd.daemon.ids import NO_ID
 from taskd.daemon.logs import log
+from taskd.daemon.manager import Manager
 from taskd.daemon.metrics import text_source
 from taskd.daemon.notify import Notifier
 from taskd.daemon.outputs import PREFIX, answer_output
 from taskd.daemon.service import DaemonService
 from taskd.daemon.shell import Shell
 from taskd.daemon.state import StateDirectory, choose_socket, identify
+from taskd.daemon.vitals import Vitals
 from taskd.daemon.work import Work
 from taskd.errors import ConfigError, TaskdError
 from taskd.net.discovery import Discovery
@@ -48,8 +51,8 @@ from taskd.store.journal import Journal
 from taskd.store.sqlite import SQLiteStore
 from taskd.version import VERSION
 
-STATUS_S = 5.0
 KEY_POLL_S = 0.2
+WRONG_SETTINGS = 2  # As for a wrong call: trying again is of no use, and a service manager is told not to.
 # New objects between two looks for garbage in cycles, of which there is little; the default is 700. Tasks on their way
 # would be looked at again and again, which took an eighth of the leader's time.
 GARBAGE_THRESHOLD = 50_000
@@ -60,6 +63,11 @@ def run(roles: tuple[Role, ...], config_path: Path | None, overrides: dict[str, 
     """Run a daemon until it is told to stop. Returns the exit code of the process."""
     try:
         config = load_config(config_path, os.environ, overrides)
+    except TaskdError as error:
+        print(f"taskd: {error.message}", file=sys.stderr)  # noqa: T201  # the log may not be set up yet
+        return WRONG_SETTINGS
+    faulthandler.enable()  # A manager whose patience ends sends ABRT: what we did then is worth knowing.
+    try:
         logs.set_up(config.node.log_level, config.node.log_format, os.environ)
         gc.freeze()  # What was imported stays.
         gc.set_threshold(GARBAGE_THRESHOLD)
@@ -134,6 +142,7 @@ class Daemon:
                 return made
         if key is None:
             log("warning", "waiting for the cluster key: bring it with `taskd key import`", path=str(path))
+            self._notifier.status(f"waiting for the cluster key: bring it with `taskd key import` ({path})")
         while key is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_wanted.wait(), KEY_POLL_S)
@@ -199,10 +208,13 @@ class Daemon:
             body_bytes_max=config.api.body_bytes_max,
         )  # fmt: skip
         stack.push_async_callback(api.close)
+        manager = self._manager(service, shell, mesh, place.path)
         log("info", "started", node=info.node_id, name=name, roles=",".join(roles), socket=place.path, version=VERSION)
-        running.append(group.create_task(self._keep_manager_informed(service)))
-        running.append(group.create_task(self._reload_when_wanted(shell, work)))
-        return await self._until_stopped(shell)
+        running += (
+            group.create_task(manager.run()),
+            group.create_task(self._reload_when_wanted(shell, work, manager)),
+        )
+        return await self._until_stopped(shell, manager)
 
     # -- The pieces ----------------------------------------------------------------------------------------------------
 
@@ -255,6 +267,10 @@ class Daemon:
             return None
         return Discovery(info, key.fingerprint, mesh, network.interfaces, log)
 
+    def _manager(self, service: DaemonService, shell: Shell, mesh: Mesh, socket_path: str) -> Manager:
+        vitals = Vitals(socket_path, shell.commit_age_s, mesh.silence_s, self._config.network.peer_timeout_s)
+        return Manager(self._notifier, service, vitals, shell.node.worker)
+
     async def _answer(self, service: DaemonService, work: Work | None, request: ApiRequest) -> ApiResponse:
         """Answer a call from another node: a relayed request where we lead, or a leader's request for output."""
         if not request.path.startswith(PREFIX):
@@ -266,7 +282,7 @@ class Daemon:
 
     # -- While it runs -------------------------------------------------------------------------------------------------
 
-    async def _until_stopped(self, shell: Shell) -> int:
+    async def _until_stopped(self, shell: Shell, manager: Manager) -> int:
         """Until the node ends or somebody wants us to; then stop in good order. Returns the exit code."""
         stop = asyncio.ensure_future(self._stop_wanted.wait())
         either: set[asyncio.Future[Any]] = {stop, shell.exited}
@@ -275,9 +291,9 @@ class Daemon:
         finally:
             stop.cancel()
         if not shell.exited.done():
-            self._notifier.stopping("stopping")
-            log("info", "stopping")
             grace_s = self._config.worker.stop_grace_s
+            manager.stopping(grace_s + 2 * STOP_MARGIN_S)
+            log("info", "stopping")
             shell.stop(grace_s)
             try:
                 async with asyncio.timeout(grace_s + STOP_MARGIN_S):
@@ -290,27 +306,12 @@ class Daemon:
         log("error" if status else "info", "stopped", reason=reason)
         return status
 
-    async def _keep_manager_informed(self, service: DaemonService) -> None:
-        """Tell the service manager when we serve, and how we are; until cancelled."""
-        is_ready = False
-        while True:
-            view = service.cluster()
-            roles = ",".join(view.roles)
-            text = f"{roles}; leader {view.leader_name or 'unknown'}; {sum(view.tasks.values())} tasks, {view.health}"
-            if not is_ready and service.ready().ready:
-                is_ready = self._notifier.ready(text) or True
-            else:
-                self._notifier.status(text)
-            if self._notifier.watchdog_s is not None:
-                self._notifier.watchdog()
-            await asyncio.sleep(min(STATUS_S, self._notifier.watchdog_s or STATUS_S) if is_ready else 0.1)
-
-    async def _reload_when_wanted(self, shell: Shell, work: Work | None) -> None:
+    async def _reload_when_wanted(self, shell: Shell, work: Work | None, manager: Manager) -> None:
         """SIGHUP: take over what settings can change while running, name those that cannot; until cancelled."""
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
-            self._notifier.reloading()
+            manager.reloading()
             try:
                 config = self._reload_config()
             except TaskdError as error:
@@ -324,7 +325,7 @@ class Daemon:
                 if work is not None:
                     shell.tell(ev.OfferChanged(work.offer(config.worker)))
                 log("info", "configuration read again", changed=",".join(reloaded), needs_restart=",".join(waiting))
-            self._notifier.ready("reloaded")
+            manager.reloaded()
 
 
 def _scheduler_settings(config: Config) -> SchedulerSettings:

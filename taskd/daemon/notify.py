@@ -19,6 +19,11 @@ class Notifier:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(environ) if self._address else None
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a manager."""
+        return self._address is not None
+
     def ready(self, status: str) -> bool:
         """We serve."""
         return self._send("READY=1", _status(status))
@@ -28,9 +33,9 @@ class Notifier:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000  # Which the manager asks for since version 253.
         return self._send("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
-    def stopping(self, status: str) -> bool:
-        """We stop, in good order."""
-        return self._send("STOPPING=1", _status(status))
+    def stopping(self, status: str, within_s: float) -> bool:
+        """We stop, in good order, and may need so long for it: only the time beyond is a sign that we hang."""
+        return self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round(within_s * 1e6)}", _status(status))
 
     def status(self, status: str) -> bool:
         """What we do at the moment, for people."""

@@ -111,6 +111,7 @@ class Shell:
         self._readings = Readings(store, self.tell) if store is not None else None
         self._calls: dict[int, asyncio.Future[Answered]] = {}
         self._last_call = 0
+        self._commit_begun: float | None = None  # of the one under way
         self._journal_fails = False
         self._unsynced_since: float | None = None
         self._utc_offset_s = 0.0
@@ -186,6 +187,10 @@ class Shell:
     def utc(self) -> float:
         """UTC as the node counts it."""
         return monotonic() + self._utc_offset_s
+
+    def commit_age_s(self) -> float:
+        """Since when the commit under way is: 0 where none is."""
+        return monotonic() - self._commit_begun if self._commit_begun is not None else 0.0
 
     # -- Out -----------------------------------------------------------------------------------------------------------
 
@@ -316,6 +321,7 @@ class Shell:
         while True:
             commit = await self._commits.get()
             begun = time.perf_counter()
+            self._commit_begun = monotonic()
             failpoints.hit("commit.before")
             try:
                 await store.commit(commit)
@@ -325,6 +331,7 @@ class Shell:
                 failpoints.hit("commit.after")
                 self.commit_seconds.observe(time.perf_counter() - begun)
                 self.tell(ev.Committed(commit.seq))
+            self._commit_begun = None
 
     async def _watch_clock(self) -> None:
         while True:

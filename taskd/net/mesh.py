@@ -182,6 +182,10 @@ class Mesh:
             )  # fmt: skip
         return views
 
+    def silence_s(self) -> float:
+        """Since when the most silent of the connected peers was not heard; 0 where there is none."""
+        return max((monotonic() - connection.heard_at for connection in self._open.values()), default=0.0)
+
     # -- Dialling ------------------------------------------------------------------------------------------------------
 
     def add_hint(self, node_id: int, addresses: Sequence[str], name: str = "") -> None:

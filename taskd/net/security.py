@@ -209,6 +209,9 @@ def _save(path: Path, text: str, force: bool) -> None:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
+            if os.geteuid() == 0:  # In the directory of a service's user, root writes what that user has to read.
+                owner = path.parent.stat()
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -49,6 +49,16 @@ def test_a_user_without_xdg_folders_has_those_below_home() -> None:
     assert places == ("/h/.config/taskd", "/h/.local/state/taskd", "/h/.local/state/taskd/run")
 
 
+def test_a_service_has_the_directories_of_its_unit() -> None:
+    environ = {
+        "HOME": "/h", "XDG_RUNTIME_DIR": "/r", "STATE_DIRECTORY": "/var/lib/taskd:/var/lib/more",
+        "RUNTIME_DIRECTORY": "/run/taskd", "CONFIGURATION_DIRECTORY": "/etc/taskd",
+    }  # fmt: skip
+    assert paths.places(environ, is_root=False) == paths.SYSTEM
+    del environ["RUNTIME_DIRECTORY"], environ["CONFIGURATION_DIRECTORY"]
+    assert paths.places(environ, is_root=False) == ("/h/.config/taskd", "/var/lib/taskd", "/r/taskd")
+
+
 def test_the_users_daemon_comes_before_the_systems(user: Path, tmp_path: Path) -> None:
     with listening(tmp_path / "system" / "taskd-worker.sock"):
         assert paths.find_socket() == str(tmp_path / "system" / "taskd-worker.sock")

@@ -31,14 +31,14 @@ def test_everything_is_told_as_the_manager_reads_it(manager):
     assert notifier.status("2 tasks")
     assert notifier.watchdog()
     assert notifier.reloading()
-    assert notifier.stopping("letting 2 tasks end")
+    assert notifier.stopping("letting 2 tasks end", 20.5)
     heard = [channel.recv(4096).decode() for _ in range(5)]
     reloading, _, monotonic = heard.pop(3).partition("\nMONOTONIC_USEC=")
     assert heard == [
         "READY=1\nSTATUS=worker, following 1",
         "STATUS=2 tasks",
         "WATCHDOG=1",
-        "STOPPING=1\nSTATUS=letting 2 tasks end",
+        "STOPPING=1\nEXTEND_TIMEOUT_USEC=20500000\nSTATUS=letting 2 tasks end",
     ]
     assert reloading == "RELOADING=1"
     assert int(monotonic) >= before_us
