@@ -33,9 +33,10 @@ class Notifier:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000  # Which the manager asks for since version 253.
         return self._send("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
-    def stopping(self, status: str, within_s: float) -> bool:
-        """We stop, in good order, and may need so long for it: only the time beyond is a sign that we hang."""
-        return self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round(within_s * 1e6)}", _status(status))
+    def stopping(self, status: str, within_s: float | None = None) -> bool:
+        """We stop, in good order, and may need so long for it; None: as long as the manager gives everybody."""
+        more = [] if within_s is None else [f"EXTEND_TIMEOUT_USEC={round(within_s * 1e6)}"]
+        return self._send("STOPPING=1", *more, _status(status))
 
     def status(self, status: str) -> bool:
         """What we do at the moment, for people."""
