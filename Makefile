@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim bench bench-takeover bench-depth bench-scale bench-check clean
+.PHONY: help venv demo test check format integration sim bench bench-run bench-takeover bench-depth bench-scale bench-check clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,7 +43,9 @@ integration: $(VENV)/.develops ## Only the tests with real daemons
 sim: $(VENV)/.develops ## Whole clusters in simulated time, with every kind of fault: SEEDS of them, from SEED on
 	$(BIN)/python -m tests.sim --seed $(SEED) --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
 
-bench: $(VENV)/.develops ## Throughput and latency, beside what the machine itself can do
+bench: bench-run bench-depth bench-scale ## All of the next three; a quarter of an hour
+
+bench-run: $(VENV)/.develops ## Throughput and latency, beside what the machine itself can do; two minutes
 	$(BIN)/python -m bench.run $(ARGS)
 
 bench-takeover: $(VENV)/.develops ## What a change of leaders costs, and what a standby costs; some ten minutes

@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import apsw
 import msgspec
 
 from taskd.net import security
@@ -32,6 +33,23 @@ def fdatasync_s(directory: Path, count: int = 300) -> list[float]:
         os.close(descriptor)
         path.unlink()
     return samples
+
+
+def sqlite_rows_per_s(directory: Path, commits: int = 100, rows: int = 512) -> float:
+    """Rows of 300 bytes per second into a plain table, so many in each synced commit (WAL, synchronous=FULL)."""
+    path = directory / "rows.db"
+    connection = apsw.Connection(str(path))
+    connection.pragma("journal_mode", "wal")
+    connection.pragma("synchronous", "full")
+    connection.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, value BLOB)")
+    value = os.urandom(300)
+    begun = time.perf_counter()
+    for _ in range(commits):
+        with connection:
+            connection.executemany("INSERT INTO rows (value) VALUES (?)", [(value,)] * rows)
+    seconds = time.perf_counter() - begun
+    connection.close()
+    return commits * rows / seconds
 
 
 def spawns_per_s(count: int = 2000, at_once: int = 4) -> float:

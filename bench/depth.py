@@ -21,7 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.run import HANDLERS, Client, batch_of
+from bench.client import Client, batch_of
+from bench.run import HANDLERS
 from tests.integration.cluster import LOOPBACK, Cluster, Daemon, eventually, free_port
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"

@@ -1,159 +1,165 @@
-"""`make bench`: what taskd does on this machine, durable and over TLS, beside what the machine itself can do.
+"""`make bench-run`: what taskd does on this machine, durable and over TLS, beside what the machine itself can do.
 
-Starts one scheduler and two workers as real processes on loopback, with their defaults: every acceptance and every
-result is on the disk before anyone hears of it. Prints a table; `--json FILE` writes the figures.
+Daemons are real processes on loopback with their defaults: every acceptance and every result is on the disk before
+anyone hears of it. Prints a table and writes the figures as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import os
-import platform
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
-from bench import ceilings
+from bench import ceilings, client, figures
 from bench.ceilings import median, percentile
-from tests.integration.cluster import Cluster, UnixConnection, cluster
+from bench.figures import Figure
+from tests.integration.cluster import Cluster, Daemon, cluster
+from tests.integration.replicas import Replicas
 
-BATCH = 1000
 HANDLERS = {"TASKD_WORKER_HANDLERS": "bench_handlers", "TASKD_WORKER_HANDLER_PATH": str(Path(__file__).parent)}
+NOOP: client.Task = {"type": "noop", "params": {}}
+TRUE: client.Task = {"argv": ["/bin/true"]}
+WARM = 5_000
+AT_ONCE = 64  # Connections of many clients with one task each.
+LOAD = 0.5
+SHELL_RUNS = 20
 
 
-class Client:
-    """One kept connection to a daemon's socket, as lean as can be, so that the daemons are what is measured."""
-
-    def __init__(self, path: Path) -> None:
-        self._connection: http.client.HTTPConnection = UnixConnection(path, 120)
-
-    def post(self, path: str, body: bytes) -> bytes:
-        self._connection.request("POST", path, body)
-        response = self._connection.getresponse()
-        raw = response.read()
-        assert response.status == 200, raw
-        return raw
-
-    def lines(self, path: str, body: bytes) -> int:
-        """The number of lines of a streamed answer, read to its end."""
-        self._connection.request("POST", path, body)
-        response = self._connection.getresponse()
-        assert response.status == 200, response.read()
-        count = 0
-        while chunk := response.read1(1 << 20):
-            count += chunk.count(b"\n")
-        return count
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-def batch_of(task: dict[str, Any], count: int) -> bytes:
-    return json.dumps([task] * count).encode()
-
-
-def throughput(made: Cluster, task: dict[str, Any], count: int) -> float:
-    """Tasks per second, from the first submission until every result is known to the client."""
-    client = Client(made.head.socket)
-    ids: list[str] = []
-    body = batch_of(task, BATCH)
-    begun = time.perf_counter()
-    for _ in range(count // BATCH):
-        ids += json.loads(client.post("/v1/tasks", body))["ids"]
-    known = client.lines("/v1/tasks/wait", json.dumps({"ids": ids, "timeout": 600, "stream": True}).encode())
-    seconds = time.perf_counter() - begun
-    client.close()
-    assert known >= count, (known, count)
-    return count / seconds
-
-
-def submissions(made: Cluster, count: int) -> float:
-    """Durable submissions per second in bulk, of tasks that no worker runs yet; they are cancelled afterwards."""
-    client = Client(made.head.socket)
-    body = batch_of({"type": "noop", "params": {}, "delay": 3600, "queue": "later"}, BATCH)
-    begun = time.perf_counter()
-    for _ in range(count // BATCH):
-        client.post("/v1/tasks", body)
-    seconds = time.perf_counter() - begun
-    client.post("/v1/tasks/cancel", json.dumps({"queues": ["later"]}).encode())
-    client.close()
-    return count / seconds
-
-
-def latencies(made: Cluster, task: dict[str, Any], count: int = 300) -> list[float]:
-    """Seconds from submission to result of single tasks, one after the other, on one connection."""
-    client = Client(made.head.socket)
-    body = json.dumps(task).encode()
-    samples = []
-    for _ in range(count):
-        begun = time.perf_counter()
-        answer = client.post("/v1/tasks?wait=30", body)
-        samples.append(time.perf_counter() - begun)
-        assert b'"succeeded"' in answer, answer
-    client.close()
-    return samples
-
-
-def cpu_s(made: Cluster) -> float:
-    """Seconds of CPU that the scheduler's process has used."""
-    assert made.head.process is not None
-    fields = Path(f"/proc/{made.head.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+def cpu_s(daemon: Daemon) -> float:
+    """Seconds of CPU that a daemon's own process has used."""
+    assert daemon.process is not None
+    fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(directory: Path, scale: float) -> dict[str, float]:
-    """All figures of one run."""
-    figures: dict[str, float] = {}
-    syncs = ceilings.fdatasync_s(directory)
-    figures["fdatasync p50 ms"] = median(syncs) * 1e3
-    figures["fdatasync p99 ms"] = percentile(syncs, 99) * 1e3
-    figures["fork+exec of true /s"] = ceilings.spawns_per_s()
-    echoes = uvloop.run(ceilings.tls_echo_s())
-    figures["TLS echo p50 ms"] = median(echoes) * 1e3
+def lag_ms(daemon: Daemon) -> float:
+    """What 99 % of the samples of the event loop's lateness do not exceed, as far as its histogram tells."""
+    _, text = daemon.ask("GET", "/metrics")
+    counts = {}
+    for line in text.splitlines():
+        if line.startswith("taskd_event_loop_lag_seconds_bucket"):
+            bound = line.partition('le="')[2].partition('"')[0]
+            counts[float(bound)] = float(line.rpartition(" ")[2])
+    total = max(counts.values())
+    return min(bound for bound, count in counts.items() if count >= 0.99 * total) * 1e3
 
-    count = max(BATCH, int(30_000 * scale) // BATCH * BATCH)
-    with cluster(directory / "handlers", 2, env={**HANDLERS, "TASKD_WORKER_SLOTS": "1"}) as made:
-        throughput(made, {"type": "noop", "params": {}}, BATCH * 2)  # Warm.
-        used = cpu_s(made)
-        figures["no-op handler tasks /s"] = throughput(made, {"type": "noop", "params": {}}, count)
-        figures["scheduler CPU µs per task"] = (cpu_s(made) - used) / count * 1e6
-        figures["bulk submissions /s"] = submissions(made, count)
-        samples = latencies(made, {"type": "noop", "params": {}})
-        figures["round trip p50 ms"] = median(samples) * 1e3
-        figures["round trip p99 ms"] = percentile(samples, 99) * 1e3
-    commands = max(BATCH, int(4_000 * scale) // BATCH * BATCH)
+
+def spread(name: str, samples: list[float], ceiling: float, ceiling_name: str) -> Iterator[Figure]:
+    """Percentiles in milliseconds."""
+    for percent in (50, 99, 99.9):
+        value = percentile(samples, percent) * 1e3
+        yield Figure(f"{name}, p{percent:g}", value, "ms", ceiling * 1e3 if percent == 50 else None, ceiling_name)
+
+
+@contextmanager
+def with_standby(directory: Path) -> Iterator[Cluster]:
+    """A leader, a standby in sync, and two workers."""
+    made = Replicas(directory)
+    try:
+        yield made.build(2, 2, {**HANDLERS, "TASKD_WORKER_SLOTS": "1"})
+    finally:
+        made.close()
+
+
+def rates(directory: Path, scale: float) -> Iterator[Figure]:
+    """How many tasks get through."""
+    count = max(client.BATCH, int(60_000 * scale))
+    rows_per_s = ceilings.sqlite_rows_per_s(directory)
+    ceiling = rows_per_s, "rows into SQLite, 512 a commit, /s:"
+    with cluster(directory / "one", 1, env={**HANDLERS, "TASKD_WORKER_SLOTS": "2"}) as made:
+        client.throughput(made.head, NOOP, WARM)
+        rate = client.throughput(made.head, NOOP, count)
+        yield Figure("durable no-op tasks, one worker", rate, "/s", *ceiling)
+    with cluster(directory / "two", 2, env={**HANDLERS, "TASKD_WORKER_SLOTS": "1"}) as made:
+        client.throughput(made.head, NOOP, WARM)
+        used = cpu_s(made.head)
+        alone = client.throughput(made.head, NOOP, count)
+        yield Figure("durable no-op tasks, two workers", alone, "/s", *ceiling)
+        yield Figure("  CPU of the leader's process for each", (cpu_s(made.head) - used) / count * 1e6, "µs")
+        yield Figure("  event loop's lateness, p99 at most", lag_ms(made.head), "ms")
+        yield Figure("durable submissions in bulk", client.submissions(made.head, 2 * count), "/s", *ceiling)
+    with with_standby(directory / "standby") as made:
+        client.throughput(made.head, NOOP, WARM)
+        rate = client.throughput(made.head, NOOP, count)
+        yield Figure("durable no-op tasks, two workers, a standby", rate, "/s", alone, "without the standby")
+
+
+def latencies(directory: Path, scale: float) -> Iterator[Figure]:
+    """How long one task takes, alone and at half of what many clients with one task each can get through."""
+    syncs = ceilings.fdatasync_s(directory)
+    echoes = uvloop.run(ceilings.tls_echo_s())
+    with cluster(directory / "latency", 2, env={**HANDLERS, "TASKD_WORKER_SLOTS": "1"}) as made:
+        client.throughput(made.head, NOOP, WARM)
+        samples = client.latencies_s(made.head, NOOP, max(100, int(3_000 * scale)))
+        yield from spread("one after the other", samples, median(syncs), "fdatasync")
+        most = uvloop.run(client.closed_loop_per_s(made.head, NOOP, AT_ONCE, 5 * min(scale, 1)))
+        yield Figure(f"one task a request, {AT_ONCE} clients", most, "/s")
+        count = max(500, int(15_000 * scale))
+        samples = uvloop.run(client.open_loop_s(made.head, NOOP, LOAD * most, 4 * AT_ONCE, count))
+        yield from spread(f"the same at {LOAD:.0%} of that, open loop", samples, median(echoes), "TLS echo")
+    yield Figure("fdatasync of 4 KB, p99", percentile(syncs, 99) * 1e3, "ms")
+
+
+def commands(directory: Path, scale: float) -> Iterator[Figure]:
+    """Commands that do nothing, beside processes that do nothing, before and after."""
+    count = max(client.BATCH, int(6_000 * scale))
     with cluster(directory / "commands", 1, env={"TASKD_WORKER_SLOTS": "4"}) as made:
-        throughput(made, {"argv": ["/bin/true"]}, BATCH)
-        figures["command tasks (true) /s"] = throughput(made, {"argv": ["/bin/true"]}, commands)
-    figures["commands / fork+exec"] = figures["command tasks (true) /s"] / ceilings.spawns_per_s()
-    return figures
+        client.throughput(made.head, TRUE, client.BATCH)
+        spawns = [ceilings.spawns_per_s()]
+        rate = client.throughput(made.head, TRUE, count)
+        spawns.append(ceilings.spawns_per_s())
+    yield Figure("commands (true)", rate, "/s", sum(spawns) / len(spawns), "fork+exec of true")
+
+
+def shell(directory: Path, scale: float) -> Iterator[Figure]:
+    """`taskd submit` as typed, beside Python that does nothing."""
+    taskd = str(Path(sys.executable).with_name("taskd"))
+    with cluster(directory / "shell", 1) as made:
+        line = [taskd, "submit", "--socket", str(made.head.socket), "--", "true"]
+        submit = wall_ms(line)
+    bare = wall_ms([sys.executable, "-c", "pass"])
+    yield Figure(f"taskd submit, median of {SHELL_RUNS}", submit, "ms", bare, "python -c pass")
+
+
+def wall_ms(command: list[str]) -> float:
+    """The median of some runs."""
+    samples = []
+    for _ in range(SHELL_RUNS):
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        samples.append(time.perf_counter() - begun)
+    return median(samples) * 1e3
+
+
+PARTS = {"rates": rates, "latencies": latencies, "commands": commands, "shell": shell}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--scale", type=float, default=1.0, help="fewer or more tasks (default 1)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=figures.RESULTS / "run.json", help="the file for the figures")
     parser.add_argument("--directory", type=Path, help="where the daemons keep their state (default: a temporary one)")
     options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    found: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="taskd-bench-", dir=options.directory) as directory:
-        figures = measure(Path(directory), options.scale)
-    table = Table(title=f"taskd on {os.cpu_count()} CPUs, Python {platform.python_version()}, fsync and TLS on")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.0f}" if value >= 100 else f"{value:,.2f}")
-    Console(file=sys.stdout).print(table)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        for name in options.parts or PARTS:
+            for figure in PARTS[name](Path(directory), options.scale):
+                found.append(figure)
+                print(f"{figure.name}: {figures.text(figure.value)} {figure.unit}", file=sys.stderr)
+    figures.show("taskd, fsync and TLS on", found)
+    figures.keep(found, options.json)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.ceilings import median, percentile
+from bench.client import latencies_s, throughput
 from bench.depth import rss_bytes
-from bench.run import cpu_s, latencies, throughput
+from bench.run import cpu_s
 from tests.integration.cluster import Cluster, free_port
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
@@ -63,14 +64,14 @@ def connected(directory: Path, count: int, tasks: int) -> Figures:
     """Figures with so many workers connected."""
     with many(directory, count, 4, 0.0) as made:
         time.sleep(2.0)  # Until everybody has registered.
-        used, begun = cpu_s(made), time.perf_counter()
+        used, begun = cpu_s(made.head), time.perf_counter()
         time.sleep(IDLE_S)
-        idle_share = (cpu_s(made) - used) / (time.perf_counter() - begun)
-        throughput(made, TASK, WARM)
-        used = cpu_s(made)
-        rate = throughput(made, TASK, tasks)
-        cost_s = (cpu_s(made) - used) / tasks
-        samples = latencies(made, TASK, 200)
+        idle_share = (cpu_s(made.head) - used) / (time.perf_counter() - begun)
+        throughput(made.head, TASK, WARM)
+        used = cpu_s(made.head)
+        rate = throughput(made.head, TASK, tasks)
+        cost_s = (cpu_s(made.head) - used) / tasks
+        samples = latencies_s(made.head, TASK, 200)
         return {
             "workers": count,
             "idle % of a core": 100 * idle_share,
@@ -85,11 +86,11 @@ def connected(directory: Path, count: int, tasks: int) -> Figures:
 def fan_out(directory: Path, tasks: int) -> Figures:
     """Tasks of 10 ms over 200 workers: the time until all results are known, beside what it cannot fall below."""
     with many(directory / "rate", FAN_OUT_WORKERS, 1, 0.0) as made:
-        throughput(made, TASK, WARM)
-        rate = throughput(made, TASK, min(tasks, 30_000))
+        throughput(made.head, TASK, WARM)
+        rate = throughput(made.head, TASK, min(tasks, 30_000))
     with many(directory / "fan-out", FAN_OUT_WORKERS, 1, FAN_OUT_TASK_S) as made:
-        throughput(made, TASK, WARM)
-        seconds = tasks / throughput(made, TASK, tasks)
+        throughput(made.head, TASK, WARM)
+        seconds = tasks / throughput(made.head, TASK, tasks)
     ideal_s = tasks * FAN_OUT_TASK_S / FAN_OUT_WORKERS
     return {
         "fan-out tasks": tasks,

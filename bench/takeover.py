@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.ceilings import median, percentile
-from bench.run import BATCH, throughput
+from bench.client import BATCH, throughput
 from taskd.store.schema import open_reader
 from tests.integration.cluster import Daemon, eventually
 from tests.integration.lan import lan, why_not
@@ -191,7 +191,7 @@ def catch_up(directory: Path, tasks: int) -> Figures:
     with replicas(directory, 1, 1, env=NEVER_BACK) as made:
         leader, history = made.schedulers[0], made.history
         for _ in range(tasks // FILL_TASKS):
-            throughput(made, NOOP, FILL_TASKS)
+            throughput(made.head, NOOP, FILL_TASKS)
         standby = made.add_scheduler(2)
         with Load(history, made.workers[0], pause_s=0.002) as probe:
             alone = sample(probe)
@@ -251,13 +251,13 @@ def standby_cost(directory: Path, tasks: int) -> Figures:
     replicated, local = [], []
     with replicas(directory, 2, 2, env={**NEVER_BACK, "TASKD_WORKER_SLOTS": "1"}) as made:
         leader, standby = made.schedulers
-        throughput(made, NOOP, BATCH * 2)  # Warm.
+        throughput(made.head, NOOP, BATCH * 2)  # Warm.
         for _ in range(COST_ROUNDS):
-            replicated.append(throughput(made, NOOP, tasks))
+            replicated.append(throughput(made.head, NOOP, tasks))
             standby.kill()
             eventually(lambda: leader.ok("GET", "/v1/cluster")["durability"] == "local")
-            throughput(made, NOOP, BATCH)  # Answered when the leader no longer waits for the standby to come back.
-            local.append(throughput(made, NOOP, tasks))
+            throughput(made.head, NOOP, BATCH)  # Answered when the leader no longer waits for the standby to come back.
+            local.append(throughput(made.head, NOOP, tasks))
             standby.start()
             eventually(lambda: replication(leader, 2) == "in_sync", TIMEOUT_S)
     return {
