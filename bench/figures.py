@@ -32,16 +32,16 @@ def text(value: float) -> str:
 def show(title: str, figures: list[Figure]) -> None:
     """A table."""
     table = Table(title=f"{title}: {os.cpu_count()} CPUs, Python {platform.python_version()}", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("the machine in the same run")
+    table.add_column("figure", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("in the same run", no_wrap=True)
     for it in figures:
         beside = ""
         if it.ceiling is not None:
-            beside = f"{it.ceiling_name} {text(it.ceiling)}"
-            beside += f": {100 * it.value / it.ceiling:.0f} %" if it.unit.endswith("/s") else ""
+            share = f", {100 * it.value / it.ceiling:.0f} % of it" if it.unit == "/s" else ""
+            beside = f"{it.ceiling_name} {text(it.ceiling)}{share}"
         table.add_row(it.name, f"{text(it.value)} {it.unit}", beside)
-    Console(file=sys.stdout).print(table)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def keep(figures: list[Figure], path: Path) -> None:

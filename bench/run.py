@@ -73,23 +73,23 @@ def rates(directory: Path, scale: float) -> Iterator[Figure]:
     """How many tasks get through."""
     count = max(client.BATCH, int(60_000 * scale))
     rows_per_s = ceilings.sqlite_rows_per_s(directory)
-    ceiling = rows_per_s, "rows into SQLite, 512 a commit, /s:"
+    ceiling = rows_per_s, "rows into SQLite"
     with cluster(directory / "one", 1, env={**HANDLERS, "TASKD_WORKER_SLOTS": "2"}) as made:
         client.throughput(made.head, NOOP, WARM)
         rate = client.throughput(made.head, NOOP, count)
-        yield Figure("durable no-op tasks, one worker", rate, "/s", *ceiling)
+        yield Figure("durable no-ops, one worker", rate, "/s", *ceiling)
     with cluster(directory / "two", 2, env={**HANDLERS, "TASKD_WORKER_SLOTS": "1"}) as made:
         client.throughput(made.head, NOOP, WARM)
         used = cpu_s(made.head)
         alone = client.throughput(made.head, NOOP, count)
-        yield Figure("durable no-op tasks, two workers", alone, "/s", *ceiling)
-        yield Figure("  CPU of the leader's process for each", (cpu_s(made.head) - used) / count * 1e6, "µs")
-        yield Figure("  event loop's lateness, p99 at most", lag_ms(made.head), "ms")
+        yield Figure("durable no-ops, two workers", alone, "/s", *ceiling)
+        yield Figure("  CPU of the leader for each", (cpu_s(made.head) - used) / count * 1e6, "µs")
+        yield Figure("  event loop late, p99 at most", lag_ms(made.head), "ms")
         yield Figure("durable submissions in bulk", client.submissions(made.head, 2 * count), "/s", *ceiling)
     with with_standby(directory / "standby") as made:
         client.throughput(made.head, NOOP, WARM)
         rate = client.throughput(made.head, NOOP, count)
-        yield Figure("durable no-op tasks, two workers, a standby", rate, "/s", alone, "without the standby")
+        yield Figure("two workers and a standby", rate, "/s", alone, "without it")
 
 
 def latencies(directory: Path, scale: float) -> Iterator[Figure]:
@@ -99,12 +99,12 @@ def latencies(directory: Path, scale: float) -> Iterator[Figure]:
     with cluster(directory / "latency", 2, env={**HANDLERS, "TASKD_WORKER_SLOTS": "1"}) as made:
         client.throughput(made.head, NOOP, WARM)
         samples = client.latencies_s(made.head, NOOP, max(100, int(3_000 * scale)))
-        yield from spread("one after the other", samples, median(syncs), "fdatasync")
+        yield from spread("one task after the other", samples, median(syncs), "fdatasync")
         most = uvloop.run(client.closed_loop_per_s(made.head, NOOP, AT_ONCE, 5 * min(scale, 1)))
         yield Figure(f"one task a request, {AT_ONCE} clients", most, "/s")
         count = max(500, int(15_000 * scale))
         samples = uvloop.run(client.open_loop_s(made.head, NOOP, LOAD * most, 4 * AT_ONCE, count))
-        yield from spread(f"the same at {LOAD:.0%} of that, open loop", samples, median(echoes), "TLS echo")
+        yield from spread(f"at {LOAD:.0%} of that, open loop", samples, median(echoes), "TLS echo")
     yield Figure("fdatasync of 4 KB, p99", percentile(syncs, 99) * 1e3, "ms")
 
 
