@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim bench bench-run bench-takeover bench-depth bench-scale bench-check clean
+.PHONY: help venv demo test check format integration sim bench bench-run bench-takeover bench-depth bench-scale bench-check binary clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,11 +60,23 @@ bench-scale: $(VENV)/.develops ## A leader and up to a thousand workers, and sho
 bench-check: $(VENV)/.develops ## Whether the hot path costs what it did, as ratios that hold on any machine; half a minute
 	$(BIN)/python -m bench.check $(ARGS)
 
+binary: dist/taskd ## dist/taskd, one file that needs no Python, and dist/taskd-folder, the same as a folder that starts quicker
+	@$(BIN)/python packaging/binary/measure.py dist/taskd dist/taskd-folder
+
 venv: $(VENV)/.develops ## The virtual environment, anew where pyproject.toml has changed
 
 clean: ## Remove what was made here, the virtual environment too
 	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What goes into the executable. When none of it is newer, the executable is as it should be.
+PACKAGED := $(shell find taskd systemd config packaging -type f ! -name '*.pyc' 2>/dev/null)
+
+dist/taskd: $(PACKAGED) pyproject.toml | $(VENV)/.builds
+	@echo "building dist/taskd and dist/taskd-folder; a minute"
+	@rm -rf dist/taskd-folder
+	$(BIN)/pyinstaller --noconfirm --log-level ERROR --distpath dist --workpath build/binary packaging/binary/taskd.spec
+	@touch $@
 
 # The stamps say what is installed: what the program needs to run, and on top of that what developing needs.
 $(VENV)/.runs: pyproject.toml | $(VENV)/bin/pip
@@ -75,6 +87,11 @@ $(VENV)/.runs: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.develops: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing taskd and what developing it needs into $(VENV)"
 	$(PIP) install --editable '.[dev]'
+	@touch $(VENV)/.runs $@
+
+$(VENV)/.builds: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing PyInstaller and what taskd needs into $(VENV)"
+	$(PIP) install --editable '.[binary]'
 	@touch $(VENV)/.runs $@
 
 $(VENV)/bin/pip:

@@ -27,9 +27,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd.protocol": ("taskd.errors",),
     "taskd.core": ("taskd.errors", "taskd.protocol.messages"),
     "taskd.net": (*COMMON, "taskd.protocol", "taskd.core.events"),
-    "taskd.store": (*WORLD, "taskd.store.base", "taskd.failpoints"),
+    "taskd.store": (*WORLD, "taskd.store.base", "taskd.failpoints", "taskd.interpreter"),
     # Its processes load what the user's modules do, and say of wrong params what the leader says.
-    "taskd.runner": (*WORLD, "taskd.handler", "taskd.core.signature"),
+    "taskd.runner": (*WORLD, "taskd.handler", "taskd.core.signature", "taskd.interpreter"),
     "taskd.api": (*WORLD, "taskd.store.base", "taskd.core.constraints"),
     "taskd.daemon": ("taskd",),
     "taskd.client": (*COMMON, "taskd.paths"),

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 
+from taskd import interpreter
 from taskd.handler import load
 from taskd.protocol.messages import HandlerInfo
 from taskd.runner.handler_calls import Caller, Terminated, encodable
@@ -328,7 +329,7 @@ def main(arguments: list[str]) -> None:
     stream_fd, control_fd, page_fd, parent = map(int, arguments)
     # Handlers must not outlive their daemon: nobody would take their results.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if parent not in interpreter.parents():
         return
     _libc.prctl(_PR_SET_NAME, b"taskd-handlers", 0, 0, 0)
     for descriptor in (stream_fd, control_fd, page_fd):

@@ -8,12 +8,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
+from taskd import interpreter
 from taskd.core.task import ErrorInfo, Outcome, TaskSpec, decode_report
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 from taskd.runner.capture import Trash
@@ -23,17 +23,11 @@ from taskd.runner.launched import Launches
 from taskd.runner.limits import oom_score_of_tasks, prefer_for_oom
 from taskd.runner.reaper import HANDLER_VARIABLE, Reaper, handler_mark
 
-# Not by -m: then processes that `multiprocessing` starts for a handler would load this program once more. And the
-# directory goes to the end of the path, where nothing that lies beside the package hides a module of Python's own.
-_PROGRAM = (
-    "import sys; sys.path.append(sys.argv.pop(1)); from taskd.runner.handler_process import main; main(sys.argv[1:])"
-)
-
 
 def start_command() -> list[str]:
     """The command that starts a handler process, to be followed by the numbers of its descriptors and the id of its
-    parent. The only place that knows how."""
-    return [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])]
+    parent."""
+    return interpreter.command("handlers")
 
 
 class Joint(Protocol):
@@ -120,7 +114,7 @@ class Spawned(Ends):
                 stderr=self.stderr_fd,
                 pass_fds=self.theirs,
                 cwd=directory,
-                env={**environment, "TMPDIR": self._temporary, HANDLER_VARIABLE: mark},
+                env=interpreter.environment({**environment, "TMPDIR": self._temporary, HANDLER_VARIABLE: mark}),
                 start_new_session=True,
             )
             self.pid = self._process.pid

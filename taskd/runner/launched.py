@@ -20,6 +20,7 @@ from typing import Protocol
 
 import msgspec
 
+from taskd import interpreter
 from taskd.core.task import ErrorInfo, TaskSpec
 from taskd.core.task import encode as encode_spec
 from taskd.errors import ConfigError
@@ -168,6 +169,7 @@ class Launches:
                     launcher_command(theirs.fileno(), self._settings.user, self._settings.directory),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
+                    env=interpreter.environment(os.environ),
                     start_new_session=True,
                 )
             except BaseException:
@@ -240,7 +242,7 @@ class Launches:
 
 def launcher_command(descriptor: int, user: str, directory: Path) -> list[str]:
     """The command that starts a launcher on an open connection."""
-    program = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-P", "-m", "taskd"]
+    program = [sys.executable] if interpreter.is_self_contained() else [sys.executable, "-P", "-m", "taskd"]
     return [*program, "launcher", "--connection", str(descriptor), "--user", user, "--directory", str(directory)]
 
 

@@ -5,7 +5,7 @@ Why not threads: a thread beside a busy one waits for the interpreter lock again
 see docs/decisions/0001-writing-to-sqlite.md. Each of the two has a socket of its own and ends when that is closed, so
 they never outlive the daemon by more than the commit in hand.
 
-Run as `python -m taskd.store.process DATABASE WRITER COMMITS READS`: the path, the right to write in hexadecimal digits
+Its arguments are DATABASE WRITER COMMITS READS: the path, the right to write in hexadecimal digits
 (schema.Identity.writer), and the file descriptors of the two sockets.
 """
 
@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,11 +173,11 @@ def _serve(
             then()
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Serve the two sockets until they are closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # They mean the daemon, which closes the sockets when it is done.
-    database, writer, commits_fd, reads_fd = sys.argv[1:]
+    database, writer, commits_fd, reads_fd = arguments
     path = Path(database)
     reads, commits = socket.socket(fileno=int(reads_fd)), socket.socket(fileno=int(commits_fd))
     reader = os.fork()
@@ -195,7 +194,3 @@ def main() -> None:
     os.waitpid(reader, 0)
     only_writer.close()  # The last connection to be closed empties the log.
     return None
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from bisect import bisect_right
 from collections import Counter
@@ -22,6 +21,7 @@ from pathlib import Path
 import apsw
 import msgspec
 
+from taskd import interpreter
 from taskd.core.backlog import Backlog
 from taskd.core.effects import Commit
 from taskd.core.events import Loaded
@@ -319,16 +319,13 @@ def _socket_pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.sock
 
 
 def _start_process(path: Path, writer: bytes, commits: socket.socket, reads: socket.socket) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).parents[2])
-    inherited = os.environ.get("PYTHONPATH")
     files = (commits.fileno(), reads.fileno())
     try:
         return subprocess.Popen(
-            # -P: nothing is imported from where the daemon happens to stand.
-            [sys.executable, "-P", "-m", "taskd.store.process", str(path), writer.hex(), *map(str, files)],
+            interpreter.command("store", path, writer.hex(), *files),
             stdin=subprocess.DEVNULL,
             pass_fds=files,
-            env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root},
+            env=interpreter.environment(os.environ),
             process_group=0,  # A Ctrl-C at the terminal is the daemon's to answer.
         )
     except OSError as error:
