@@ -168,12 +168,14 @@ class Kill(Effect, frozen=True):
 
 
 class Journal(Effect, frozen=True):
-    """Write down at a worker what must outlive its process: attempts begun, outcomes, acknowledgements, the term."""
+    """Write down at a worker what must outlive its process: attempts begun, outcomes, acknowledgements, the term
+    with its leader's seal."""
 
     term: Term | None
     begun: list[AttemptKey]
     ended: list[AttemptEnded]
     acknowledged: list[AttemptKey]
+    proof: bytes = b""
 
 
 class Log(Effect, frozen=True):

@@ -14,17 +14,25 @@ JOIN_S = 0.6  # Long enough to hear of a scheduler on the LAN: discovery takes a
 # After the connection to a leader broke: a redial takes 0.05 s and more. If it comes through, the leader is not dead.
 LOST_WAIT_S = 0.15
 DENIED_WAIT_S = 0.2
-EPOCH_MAX = 1 << 62
+SPEAK_WAIT_S = 2.0  # Who is connected and does not say whom it follows is not waited for any longer.
+EPOCH_MAX = 1 << 32  # That anybody believes who has never heard of any: a change of leaders a second for 136 years.
 EPOCH_JUMP_MAX = 1 << 20  # A greater jump is damage or malice: following it would use up the numbers.
+EPOCH_TOP = 1 << 47  # Half of what fits into a message, so that there is always a term above.
+
+
+def is_absurd(epoch: int, known: int | None) -> bool:
+    """Whether an epoch cannot be, where `known` is the greatest one known; None: none is."""
+    return epoch > (EPOCH_MAX if known is None else min(known + EPOCH_JUMP_MAX, EPOCH_TOP))
 
 
 class _Peer:
     """A connected node, and what it said last."""
 
-    __slots__ = ("has_spoken", "info", "may_lead", "says")
+    __slots__ = ("has_spoken", "info", "may_lead", "says", "speaks_until")
 
-    def __init__(self, info: NodeInfo) -> None:
+    def __init__(self, info: NodeInfo, now: float) -> None:
         self.info = info
+        self.speaks_until = now + SPEAK_WAIT_S
         self.has_spoken = False
         self.says: Term | None = None  # whom it follows
         self.may_lead = False
@@ -61,14 +69,15 @@ class Election:
     def next_deadline(self, now: float) -> float | None:
         """When may_claim may change by itself. Later only events can change it."""
         due = [time for time in (self._joined_at, self._wait_until) if time is not None and time > now]
+        due += [peer.speaks_until for peer in self._peers.values() if not peer.has_spoken and peer.speaks_until > now]
         return min(due, default=None)
 
     # -- Others --------------------------------------------------------------------------------------------------------
 
-    def peer_up(self, node: NodeInfo) -> None:
+    def peer_up(self, node: NodeInfo, now: float) -> None:
         """A node is connected."""
         if node.node_id != self.node.node_id:
-            self._peers[node.node_id] = _Peer(node)
+            self._peers[node.node_id] = _Peer(node, now)
 
     def peer_down(self, node_id: int, now: float, is_orderly: bool) -> None:
         """A connection is gone. A leader that is gone without a word may be back in a moment."""
@@ -93,15 +102,20 @@ class Election:
         peer = self._peers.get(node_id)
         return peer is not None and peer.may_lead
 
-    def heard(self, sender: int, message: Leading) -> None:
-        """A node said whom it follows. Raises ValueError for a term that cannot be."""
+    def heard(self, sender: int, message: Leading, *, is_proven: bool) -> None:
+        """A node said whom it follows. A worker's word counts where its leader's seal proves it. Raises ValueError for
+        a term that cannot be, or is not proven: then it has said nothing."""
         peer = self._peers.get(sender)
         if peer is None:
             return
         term = message.term
+        # Whatever is wrong with it, it is not waited for.
+        peer.has_spoken, peer.says, peer.may_lead = True, None, message.may_lead
         if term is not None:
-            self.learn(term, is_scheduler=peer.is_scheduler)
-        peer.has_spoken, peer.says, peer.may_lead = True, term, message.may_lead
+            if not is_proven and not peer.is_scheduler:
+                raise ValueError(f"a worker follows term {term.epoch}, and shows no seal of it")
+            self.learn(term)
+        peer.says = term
         if not peer.is_scheduler:
             return
         if term is None or term.node_id != sender:
@@ -109,13 +123,12 @@ class Election:
         elif self.greatest is not None and term.rank() >= self.greatest.rank():
             self.followed, self.granted = term, None
 
-    def learn(self, term: Term, *, is_scheduler: bool) -> None:
-        """A term is in use somewhere, as a scheduler or a worker says. Raises ValueError for one that cannot be. Who
-        has never heard of any believes a scheduler, however long the others have been at it."""
-        epoch = self.greatest.epoch if self.greatest is not None else 0
-        is_new_here = self.greatest is None and is_scheduler
-        if term.epoch > (EPOCH_MAX if is_new_here else epoch + EPOCH_JUMP_MAX):
-            raise ValueError(f"epoch {term.epoch} is too far above {epoch}")
+    def learn(self, term: Term) -> None:
+        """A scheduler has named a term, itself or through a worker. Raises ValueError for one that cannot be. Who has
+        never heard of any believes it, however long the others have been at it."""
+        known = self.greatest.epoch if self.greatest is not None else None
+        if is_absurd(term.epoch, known):
+            raise ValueError(f"epoch {term.epoch} is too far above {known or 0}")
         if self.greatest is None or term.rank() > self.greatest.rank():
             self.greatest = term
             if self.followed is not None and term.rank() > self.followed.rank():
@@ -142,11 +155,11 @@ class Election:
             return False
         if not self.is_ready(now) or now < self._wait_until:
             return False
-        return all(not self._is_in_the_way(peer) for peer in self._peers.values())
+        return all(not self._is_in_the_way(peer, now) for peer in self._peers.values())
 
-    def _is_in_the_way(self, peer: _Peer) -> bool:
+    def _is_in_the_way(self, peer: _Peer, now: float) -> bool:
         if not peer.has_spoken:
-            return True  # It is about to say whom it follows.
+            return now < peer.speaks_until  # It is about to say whom it follows.
         if peer.says is not None and peer.says.node_id != self.node.node_id:
             return True
         return peer.is_scheduler and peer.may_lead and peer.info.node_id < self.node.node_id

@@ -74,12 +74,13 @@ class ReadFailed(Event, frozen=True):
 
 
 class JournalLoaded(Event, frozen=True):
-    """A worker's journal was read at start: the greatest term obeyed, attempts that the last process left open (now
-    dead), and outcomes that no leader has acknowledged."""
+    """A worker's journal was read at start: the greatest term obeyed and its leader's seal, attempts that the last
+    process left open (now dead), and outcomes that no leader has acknowledged."""
 
     term: Term | None
     interrupted: list[AttemptKey]
     unacknowledged: list[AttemptEnded]
+    proof: bytes = b""
 
 
 class Committed(Event, frozen=True):
@@ -187,6 +188,13 @@ class SettingsChanged(Event, frozen=True):
     """The leader's settings have changed."""
 
     settings: SchedulerSettings
+
+
+class KeysChanged(Event, frozen=True):
+    """The cluster key is being replaced: terms are sealed with the first of these secrets from now on, and seals of
+    all of them are believed."""
+
+    secrets: tuple[bytes, ...]
 
 
 class OfferChanged(Event, frozen=True):

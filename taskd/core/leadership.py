@@ -26,6 +26,7 @@ from taskd.core.pause import HAND_OVER_S, Pause, Why
 from taskd.core.reads import Reads
 from taskd.core.replica import Replica, Stage
 from taskd.core.roster import Roster
+from taskd.core.seal import Seal
 from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
 from taskd.errors import NoLeader
@@ -46,6 +47,7 @@ class Leadership:
         self.stats = Stats()
         self.election = Election(node)
         self.utc: Callable[[float], float] = float
+        self.seal = Seal(b"")  # of schedulers that have a secret: with that
         self.is_stopping = False
         self.nodes = KnownNodes(self.outbox)
         self.leader: Leader | None = None
@@ -64,6 +66,7 @@ class Leadership:
         self._flaps = Flaps()
         self._remembering_at: float | None = None  # when the known schedulers are written down again
         self._told: tuple[msg.Term | None, bool] = (None, False)
+        self._liars: dict[int, None] = {}  # connected, and said to have named a term that cannot be
         self._no_ledger = Ledger(self.outbox, self.stats, random, settings.crash_limit, settings.window)
         self._no_roster = Roster()
 
@@ -87,13 +90,14 @@ class Leadership:
     def on_leading(self, sender: int, message: msg.Leading, now: float) -> None:
         """A node says whom it follows."""
         before, followed = self.election.greatest, self.election.followed
+        term = message.term
+        is_proven = term is not None and self.seal.holds(term, message.proof)
         try:
-            self.election.heard(sender, message)
+            self.election.heard(sender, message, is_proven=is_proven)
         except ValueError as error:
-            self._log("error", "term refused", peer=sender, reason=str(error))
+            self._term_refused(sender, error)
             return
         self._heard_term(before, now)
-        term = message.term
         if term is not None and term.node_id == sender and self.election.is_stale(term):
             # It has to hear why nobody obeys it.
             self._say(Send(sender, msg.Denied(term, self.election.greatest, self.election.followed)))
@@ -102,6 +106,18 @@ class Leadership:
             self.replica.follow(self.election.followed, now)
         elif followed is not None and self.election.followed is None:
             self.replica.leave()
+
+    def _leading(self, now: float) -> msg.Leading:
+        """What others are to hear of whom we follow."""
+        term, may_lead = self._standing(now)
+        is_ours = term is not None and term == self.election.leading
+        return msg.Leading(term, may_lead, self.seal.of(term) if is_ours and term is not None else b"")
+
+    def _term_refused(self, sender: int, error: ValueError) -> None:
+        """Somebody names a term that cannot be: said once of each connection, and nothing else comes of it."""
+        if sender not in self._liars:
+            self._liars[sender] = None
+            self._log("error", "term refused", peer=sender, reason=str(error))
 
     def _heard_term(self, before: msg.Term | None, now: float) -> None:
         """The greatest term that we know may have grown: write it down, and obey it."""
@@ -214,9 +230,9 @@ class Leadership:
         """Another scheduler wants to lead: obey its term, and give it what it lacks."""
         before = self.election.greatest
         try:
-            self.election.learn(message.term, is_scheduler=True)
+            self.election.learn(message.term)
         except ValueError as error:
-            self._log("error", "term refused", peer=sender, reason=str(error))
+            self._term_refused(sender, error)
             self._say(Send(sender, msg.Denied(message.term, before, self.election.standing)))
             return
         if self.election.greatest != message.term:
@@ -232,9 +248,9 @@ class Leadership:
         before = self.election.greatest
         if message.greatest is not None:
             try:
-                self.election.learn(message.greatest, is_scheduler=True)
+                self.election.learn(message.greatest)
             except ValueError as error:
-                self._log("error", "term refused", peer=sender, reason=str(error))
+                self._term_refused(sender, error)
                 return
             self._heard_term(before, now)
         if self._claim is not None and message.term == self._claim.term:

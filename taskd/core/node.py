@@ -54,6 +54,7 @@ class Node:
             ev.CancelWanted: self._on_client("on_cancel_wanted"),
             ev.DrainWanted: self._on_client("on_drain_wanted"),
             ev.SettingsChanged: self._on_scheduler("on_settings_changed"),
+            ev.KeysChanged: self._on_scheduler("on_keys_changed"),
             ev.Committed: self._on_committed,
             ev.CommitFailed: self._on_commit_failed,
             ev.BacklogRead: self._on_scheduler("on_read"),

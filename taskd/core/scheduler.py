@@ -19,6 +19,7 @@ from taskd.core.nodes import is_doubtful
 from taskd.core.pause import Why
 from taskd.core.replica import Stage
 from taskd.core.roster import Roster
+from taskd.core.seal import Seal
 from taskd.core.seen import Seen
 from taskd.errors import NoLeader, Stopping, Unavailable
 from taskd.protocol import messages as msg
@@ -82,8 +83,8 @@ class Scheduler(Leadership):
         """A node is connected: tell it whom we follow."""
         node = event.node
         self._connected[node.node_id] = node
-        self.election.peer_up(node)
-        self._say(Send(node.node_id, msg.Leading(*self._standing(now))))
+        self.election.peer_up(node, now)
+        self._say(Send(node.node_id, self._leading(now)))
         if "scheduler" in node.roles and node.node_id != self.node.node_id:
             if self.leader is not None:
                 known = self.nodes.get(node.node_id)
@@ -96,6 +97,7 @@ class Scheduler(Leadership):
         node_id = event.node_id
         was_followed = self.election.followed
         node = self._connected.pop(node_id, None)
+        self._liars.pop(node_id, None)
         self.election.peer_down(node_id, now, event.is_orderly)
         self._giver.stop(node_id)
         if self._owed is not None and self._owed[0] == node_id:
@@ -143,13 +145,15 @@ class Scheduler(Leadership):
         if message.term is not None:
             before = self.election.greatest
             try:
-                self.election.learn(message.term, is_scheduler=False)
+                if sender != self.node.node_id and not self.seal.holds(message.term, message.proof):
+                    raise ValueError(f"a worker has obeyed term {message.term.epoch}, and shows no seal of it")
+                self.election.learn(message.term)
             except ValueError as error:
-                self._log("error", "term refused", peer=sender, reason=str(error))
+                self._term_refused(sender, error)
                 return
             self._heard_term(before, now)
         if self.leader is None:
-            self._say(Send(sender, msg.Leading(*self._standing(now))))
+            self._say(Send(sender, self._leading(now)))
             return
         self._to_leader(lambda leader, now: leader.on_register(sender, message, now), now)
 
@@ -210,6 +214,13 @@ class Scheduler(Leadership):
             self.feed.settings = event.settings
             self.leader.on_settings_changed(event.settings)
 
+    def on_keys_changed(self, event: ev.KeysChanged, now: float) -> None:
+        """Terms are sealed anew: those who keep the seal of ours get the new one."""
+        self.seal = Seal(*event.secrets)
+        if self.leads:
+            for node_id in self._connected:
+                self._say(Send(node_id, self._leading(now)))
+
     def on_read(self, event: ev.BacklogRead | ev.RowsRead | ev.IdsRead, now: float) -> None:
         """A reading that we asked for."""
         self._reads.answered(event, now)
@@ -259,8 +270,9 @@ class Scheduler(Leadership):
             term = standing[0]
             self._say(Follow(term.node_id if term is not None else None, term))
         self._told = standing
+        leading = self._leading(now)
         for node_id in self._connected:
-            self._say(Send(node_id, msg.Leading(*standing)))
+            self._say(Send(node_id, leading))
 
     def next_deadline(self, now: float, utc_offset_s: float) -> float | None:
         """When tick has something to do, monotonic."""

@@ -12,6 +12,7 @@ import msgspec
 from taskd.core import events as ev
 from taskd.core.deadlines import Deadlines
 from taskd.core.effects import Begin, Effect, Exit, Follow, Journal, Kill, Log, Send, Start, Terminate
+from taskd.core.election import is_absurd
 from taskd.core.room import Place, Room
 from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_spec, encode
@@ -57,6 +58,7 @@ class Worker:
         self._limits: Deadlines[tuple[str, msg.AttemptKey]] = Deadlines()  # run time-outs, and the grace after TERM
         self._timers: Deadlines[str] = Deadlines()
         self._unreported: dict[msg.AttemptKey, float] = {}
+        self._proof = b""  # the leader's seal of our term: without it no scheduler believes us that there is one
         self._effects: list[Effect] = []
         self._ended: list[msg.AttemptEnded] = []  # in this turn
         self._forgotten: list[msg.AttemptKey] = []
@@ -65,7 +67,7 @@ class Worker:
 
     def on_journal_loaded(self, event: ev.JournalLoaded, now: float) -> None:
         """What the last process of this worker left: attempts it was running are lost, outcomes are still owed."""
-        self.term = event.term
+        self.term, self._proof = event.term, event.proof
         for ended in event.unacknowledged:
             self._unacknowledged[ended.key] = ended
         report = encode(Report(error=ErrorInfo("WorkerRestarted", "the worker ended while the task ran")))
@@ -83,20 +85,28 @@ class Worker:
         if self.term is not None and term.rank() < self.term.rank():
             # It has to hear why nobody obeys it: its disk may be new or restored, and its epoch of long ago.
             self._log("warning", "term refused: a greater one was obeyed", peer=sender, epoch=term.epoch)
-            self._effects.append(Send(sender, msg.Register(NOTHING_OFFERED, (), (), self.term)))
+            self._effects.append(Send(sender, msg.Register(NOTHING_OFFERED, (), (), self.term, self._proof)))
+            return
+        known = self.term.epoch if self.term is not None else None
+        if is_absurd(term.epoch, known):
+            self._log("error", "term refused: its epoch cannot be", peer=sender, epoch=term.epoch, known=known)
             return
         if sender == self.leader and term == self.term:
+            if message.proof != self._proof:  # The cluster key has been replaced meanwhile.
+                self._proof = message.proof
+                self._effects.append(Journal(term, [], [], [], self._proof))
+                self._tell_schedulers()
             return  # Said twice. A second Register could cross with what the first one has brought on its way.
-        self.term, self.leader = term, sender
+        self.term, self.leader, self._proof = term, sender, message.proof
         self._registered = False
         self._timers.clear("inventory")
-        self._effects.append(Journal(term, [], [], []))
+        self._effects.append(Journal(term, [], [], [], self._proof))
         self._effects.append(Follow(sender, term))
         self._tell_schedulers()
         unacknowledged = tuple(self._unacknowledged)
         held = (*self._running, *self._room)
         offer = NOTHING_OFFERED if self.is_stopping else self.offer
-        self._effects.append(Send(sender, msg.Register(offer, held, unacknowledged, term)))
+        self._effects.append(Send(sender, msg.Register(offer, held, unacknowledged, term, self._proof)))
 
     def on_registered(self, sender: int, message: msg.Registered, now: float) -> None:
         """The leader has taken us in: tell it what it missed."""
@@ -151,7 +161,7 @@ class Worker:
 
     @property
     def _standing(self) -> msg.Leading:
-        return msg.Leading(self.term if self.leader is not None else None)
+        return msg.Leading(self.term, proof=self._proof) if self.leader is not None else msg.Leading(None)
 
     def _obeys(self, sender: int, term: msg.Term) -> bool:
         return sender == self.leader and term == self.term

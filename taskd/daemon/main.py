@@ -26,6 +26,7 @@ from taskd.config import Config, changes
 from taskd.config import load as load_config
 from taskd.core import events as ev
 from taskd.core.node import Node
+from taskd.core.seal import Seal
 from taskd.core.settings import SchedulerSettings
 from taskd.daemon import logs
 from taskd.daemon.calls import CallMessage, Calls
@@ -237,6 +238,7 @@ class Daemon:
 
     def _mesh(self, info: NodeInfo, key: SchedulerKey | WorkerKey, shell: Shell, calls: Calls) -> Mesh:
         network = self._config.network
+        _give_seal(shell.node, key)
 
         def on_event(event: ev.PeerUp | ev.PeerDown | ev.Received | ev.Collided) -> None:
             if isinstance(event, ev.PeerDown):
@@ -326,6 +328,12 @@ class Daemon:
                     shell.tell(ev.OfferChanged(work.offer(config.worker)))
                 log("info", "configuration read again", changed=",".join(reloaded), needs_restart=",".join(waiting))
             manager.reloaded()
+
+
+def _give_seal(node: Node, key: SchedulerKey | WorkerKey) -> None:
+    """Let a scheduler seal its terms with what no worker has."""
+    if node.scheduler is not None and isinstance(key, SchedulerKey):
+        node.scheduler.seal = Seal(key.seal_secret)
 
 
 def _scheduler_settings(config: Config) -> SchedulerSettings:

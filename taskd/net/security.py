@@ -150,6 +150,11 @@ class SchedulerKey:
         return WorkerKey(_derive(self.secret, b"worker secret"), certificate)
 
     @property
+    def seal_secret(self) -> bytes:
+        """What schedulers seal their terms with; no worker has it."""
+        return _derive(self.secret, b"term seal")
+
+    @property
     def fingerprint(self) -> str:
         """Names the cluster, in public: 16 hexadecimal digits."""
         return self.worker_key.fingerprint

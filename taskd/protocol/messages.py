@@ -15,6 +15,9 @@ PROTOCOL_VERSION = 1
 TaskId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 StoreId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Unsigned = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+# No cluster changes its leader so often: beyond this a counter is damage or malice.
+Epoch = Annotated[int, Meta(ge=0, le=(1 << 48) - 1)]
+Proof = Annotated[bytes, Meta(max_length=64)]
 Name = Annotated[str, Meta(max_length=255)]
 Text = Annotated[str, Meta(max_length=4096)]
 Role = Literal["scheduler", "worker"]
@@ -37,7 +40,7 @@ class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, 
 class Term(Part, frozen=True):
     """One reign of one leader. Higher epoch is greater; then the lower node id; `boot` makes it unrepeatable."""
 
-    epoch: Unsigned
+    epoch: Epoch
     node_id: Unsigned
     boot: Unsigned
 
@@ -80,7 +83,7 @@ class TaskRow(Part, frozen=True):
     changed_s: float
     finished_s: float  # 0 while it is not
     # The dot of this row's last change.
-    epoch: Unsigned
+    epoch: Epoch
     node_id: Unsigned
     boot: Unsigned
     lsn: Unsigned
@@ -262,10 +265,12 @@ class Abandon(Message, frozen=True):
 class Leading(Message, frozen=True):
     """Says whom the sender follows as the leader: itself with its own term, another, or nobody. Sent to every
     scheduler, and by schedulers to every worker, at the begin of a connection and whenever it changes. `may_lead`: the
-    sender is a scheduler that would lead if it were the lowest."""
+    sender is a scheduler that would lead if it were the lowest. `proof`: the leader's seal of its term, passed on by
+    workers, which are not believed without it."""
 
     term: Term | None
     may_lead: bool = False
+    proof: Proof = b""
 
 
 # -- Schedulers among themselves ---------------------------------------------------------------------------------------
@@ -361,12 +366,14 @@ class HandOver(Message, frozen=True):
 
 class Register(Message, frozen=True):
     """A worker's whole state, first thing to a leader: what it offers, which attempts it still holds (waiting or
-    running), and the greatest term it has obeyed. Outcomes not yet acknowledged follow as Finished."""
+    running), and the greatest term it has obeyed, with its leader's seal. Outcomes not yet acknowledged follow as
+    Finished."""
 
     offer: Offer
     held: tuple[AttemptKey, ...]
     unacknowledged: tuple[AttemptKey, ...]
     term: Term | None
+    proof: Proof = b""
 
 
 class Inventory(Message, frozen=True):

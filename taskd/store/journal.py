@@ -36,6 +36,7 @@ class _Entry(Struct, array_like=True, frozen=True):
     begun: list[AttemptKey]
     ended: list[AttemptEnded]
     acknowledged: list[AttemptKey]
+    proof: bytes = b""  # of the term
 
 
 class Damage(Struct, frozen=True):
@@ -55,14 +56,15 @@ class _Live:
 
     def __init__(self) -> None:
         self.term: Term | None = None
+        self.proof = b""
         self.open: dict[AttemptKey, None] = {}
         self.ended: dict[AttemptKey, AttemptEnded] = {}
 
     def take(self, entry: _Entry | JournalEffect) -> None:
         """What one record adds."""
         term = entry.term
-        if term is not None and (self.term is None or term.rank() > self.term.rank()):
-            self.term = term
+        if term is not None and (self.term is None or term.rank() >= self.term.rank()):
+            self.term, self.proof = term, entry.proof
         for key in entry.begun:
             self.open[key] = None
         for ended in entry.ended:
@@ -74,7 +76,7 @@ class _Live:
 
     def records(self) -> Iterator[bytes]:
         """All of it as records, from a copy made now."""
-        first = _Entry(True, self.term, list(self.open), [], [])
+        first = _Entry(True, self.term, list(self.open), [], [], self.proof)
         ended = list(self.ended.values())
         return _records(first, ended)
 
@@ -135,7 +137,7 @@ class Journal:
 
     def load(self) -> JournalLoaded:
         """What the last process left behind. To be asked once, right after opening."""
-        return JournalLoaded(self._live.term, list(self._live.open), list(self._live.ended.values()))
+        return JournalLoaded(self._live.term, list(self._live.open), list(self._live.ended.values()), self._live.proof)
 
     def append(self, records: JournalEffect) -> None:
         """Write down, so that it outlives this process. On the loop. Raises StoreError; then it is written with the
@@ -145,7 +147,7 @@ class Journal:
         if self._is_behind:
             self._catch_up()
         else:
-            entry = _Entry(False, records.term, records.begun, records.ended, records.acknowledged)
+            entry = _Entry(False, records.term, records.begun, records.ended, records.acknowledged, records.proof)
             self._write(pack(_encode(entry)))
         if self._size_bytes >= self._compact_at_bytes and self._work is None:
             self._begin_rewrite()

@@ -6,6 +6,7 @@ import pytest
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
+from taskd.core.seal import Seal
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import Backoff, Outcome, TaskState
 from taskd.errors import NoLeader, Overloaded, Unavailable
@@ -843,6 +844,39 @@ def test_a_worker_with_an_impossible_epoch_is_not_believed(world: World) -> None
     world.settle()
     assert world.hosts[1].exited is None
     assert world.hosts[1].term.epoch == 1
+
+
+def test_a_worker_cannot_name_a_term_that_never_was(world: World) -> None:
+    """Whoever holds a worker key forces no change of leaders: what it says of terms has no seal."""
+    world.cluster()
+    offer = world.hosts[11].node.worker.offer
+    term = world.hosts[1].term
+    for epoch in range(term.epoch, term.epoch + 20):
+        false = msg.Term(epoch, 0, 77)
+        for message in (msg.Register(offer, (), (), false, b"x" * 16), msg.Leading(false, True, b"x" * 16)):
+            world.post(1, ev.Received(11, [message]))
+            world.settle()
+    assert world.hosts[1].node.scheduler.leads
+    assert world.hosts[1].term == term
+    assert sum(log.event == "term refused" for log in world.logs) == 1
+
+
+def test_an_honest_worker_tells_a_stale_leader_by_the_seal_that_it_was_given(world: World) -> None:
+    """The only one that has met the greater term: the scheduler's disk is of long ago, and no other is left."""
+    world.cluster()
+    world.crash(1)
+    seal = Seal(b"")
+    greater = msg.Term(40, 2, 5)
+    world.hosts[11].node.worker.on_leading(2, msg.Leading(greater, True, seal.of(greater)), world.now)
+    world.settle()
+    world.hears(11, ev.PeerDown(2, "gone"))
+    world.settle()
+    world.restart(1)
+    world.run(10)
+    assert world.hosts[1].node.scheduler.leads
+    assert world.hosts[1].term.epoch == 41
+    (task,) = world.submit()
+    assert world.where(task) == [11]
 
 
 def test_short_calls_share_a_slot_and_never_one_with_a_long_task(world: World) -> None:

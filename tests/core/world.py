@@ -165,16 +165,17 @@ class World:
 
     @staticmethod
     def _journal_of(host: Host) -> ev.JournalLoaded:
-        term, begun, ended = None, {}, {}
+        term, begun, ended, proof = None, {}, {}, b""
         for entry in host.journal:
-            term = entry.term or term
+            if entry.term is not None:
+                term, proof = entry.term, entry.proof
             begun.update(dict.fromkeys(entry.begun))
             for outcome in entry.ended:
                 begun.pop(outcome.key, None)
                 ended[outcome.key] = outcome
             for key in entry.acknowledged:
                 ended.pop(key, None)
-        return ev.JournalLoaded(term, list(begun), list(ended.values()))
+        return ev.JournalLoaded(term, list(begun), list(ended.values()), proof)
 
     def cluster(self, workers: int = 1, **options: object) -> World:
         """One scheduler (1) that leads and some workers (11, 12, …)."""

@@ -12,7 +12,8 @@ ids = st.binary(min_size=16, max_size=16)
 times = st.floats(allow_nan=False)
 bodies = st.binary(max_size=3000)
 
-terms = st.builds(msg.Term, unsigned, unsigned, unsigned)
+epochs = st.integers(0, (1 << 48) - 1)
+terms = st.builds(msg.Term, epochs, unsigned, unsigned)
 keys = st.builds(msg.AttemptKey, ids, unsigned, terms, unsigned)
 many_keys = st.lists(keys, max_size=5).map(tuple)
 roles = st.sampled_from([("scheduler",), ("worker",), ("scheduler", "worker")])
@@ -33,7 +34,7 @@ ids = st.binary(min_size=16, max_size=16)
 many_ids = st.lists(ids, max_size=4).map(tuple)
 rows = st.builds(
     msg.TaskRow, ids, st.integers(0, 255), st.integers(-1_000_000, 1_000_000), names, names, names, names, times, times,
-    times, unsigned, unsigned, unsigned, unsigned, bodies, bodies,
+    times, epochs, unsigned, unsigned, unsigned, bodies, bodies,
 )  # fmt: skip
 many_rows = st.lists(rows, max_size=3).map(tuple)
 many_node_rows = st.lists(

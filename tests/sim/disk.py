@@ -139,7 +139,10 @@ class JournalFile:
     def loaded(self) -> ev.JournalLoaded:
         """What the daemon reads at start."""
         term, begun, ended = self.replay()
-        return ev.JournalLoaded(term, list(begun), list(ended.values()))
+        proof = next(
+            (entry.proof for entry in reversed(self.entries) if entry.term is not None and entry.term == term), b""
+        )
+        return ev.JournalLoaded(term, list(begun), list(ended.values()), proof)
 
     def replay(self) -> tuple[Term | None, dict[AttemptKey, None], dict[AttemptKey, AttemptEnded]]:
         """All entries taken together: the greatest term, attempts open, outcomes that nobody acknowledged."""
