@@ -70,6 +70,11 @@ class NodeSettings(Struct, frozen=True):
     key_file: Annotated[
         str, FilePath(), "The cluster key; whoever can read it can join. Empty: cluster.key beside taskd.toml."
     ] = ""
+    key_grace: Annotated[
+        float,
+        Duration(0, 366 * _DAY_S),
+        "After `taskd key rotate` the previous cluster key is accepted for so long.",
+    ] = _DAY_S
     log_level: Annotated[
         str, Word(("debug", "info", "warning", "error")), "The least level that is logged; debug is for finding faults."
     ] = "info"
@@ -294,7 +299,7 @@ SETTINGS: dict[str, Setting] = _settings()
 """Every key, as `section.key`, in the order of the file."""
 
 RELOADABLE = frozenset({
-    "node.log_level",
+    "node.key_grace", "node.log_level",
     "scheduler.queued_max", "scheduler.worker_grace_s", "scheduler.prefetch_s", "scheduler.prefetch_max",
     "scheduler.min_replicas", "scheduler.standby_grace_s", "scheduler.hand_over_after_s",
     "scheduler.finished_age_max",

@@ -53,6 +53,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "taskd.config",
     ): "`taskd config check` and `taskd start` read the settings, `taskd key` their key file",
     ("taskd.cli", "taskd.net.security"): "`taskd key` shows and imports keys, without a daemon",
+    ("taskd.cli", "taskd.net.keyring"): "`taskd key` replaces keys, without a daemon",
     ("taskd.cli", "taskd.net.discovery"): "`taskd doctor` says which addresses mDNS would use, without a daemon",
 }
 

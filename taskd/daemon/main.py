@@ -32,6 +32,7 @@ from taskd.daemon import logs
 from taskd.daemon.calls import CallMessage, Calls
 from taskd.daemon.hub import Hub
 from taskd.daemon.ids import NO_ID
+from taskd.daemon.keys import reload_keys
 from taskd.daemon.logs import log
 from taskd.daemon.manager import Manager
 from taskd.daemon.metrics import text_source
@@ -44,8 +45,9 @@ from taskd.daemon.vitals import Vitals
 from taskd.daemon.work import Work
 from taskd.errors import ConfigError, TaskdError
 from taskd.net.discovery import Discovery
+from taskd.net.keyring import Keys, load_keys
 from taskd.net.mesh import Mesh
-from taskd.net.security import SchedulerKey, WorkerKey, load_key
+from taskd.net.security import SchedulerKey
 from taskd.protocol.messages import NodeInfo, Role
 from taskd.store.base import Store
 from taskd.store.journal import Journal
@@ -120,40 +122,44 @@ class Daemon:
             config = self._config
             state = StateDirectory.opened(config.node, self._roles)
             stack.callback(state.close)
-            key = await self._key()
-            if key is None:
+            keys = await self._keys()
+            if keys is None:
                 return 0
-            return await self._serve(stack, state, key)
+            return await self._serve(stack, state, keys)
 
-    async def _key(self) -> SchedulerKey | WorkerKey | None:
+    @property
+    def _key_path(self) -> Path:
+        return Path(self._config.node.key_file or paths.key_file())
+
+    async def _keys(self) -> Keys | None:
         """The cluster key: made by the first scheduler, awaited by a worker. None: told to stop meanwhile."""
-        path = Path(self._config.node.key_file or paths.key_file())
-        key = load_key(path)
-        if key is None and "scheduler" in self._roles:
+        path = self._key_path
+        keys = load_keys(path)
+        if keys is None and "scheduler" in self._roles:
             made = SchedulerKey.generate()
             try:
                 made.save(path)
             except ConfigError:
-                key = load_key(path)  # Another first scheduler was quicker: its key is ours.
-                if key is None:
+                keys = load_keys(path)  # Another first scheduler was quicker: its keys is ours.
+                if keys is None:
                     raise
             else:
                 self._is_founder = True
                 log("info", "a new cluster key was made", path=str(path), cluster=made.fingerprint)
-                return made
-        if key is None:
+                return Keys(made)
+        if keys is None:
             log("warning", "waiting for the cluster key: bring it with `taskd key import`", path=str(path))
             self._notifier.status(f"waiting for the cluster key: bring it with `taskd key import` ({path})")
-        while key is None:
+        while keys is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_wanted.wait(), KEY_POLL_S)
                 return None
-            key = load_key(path)
-        if "scheduler" in self._roles and not isinstance(key, SchedulerKey):
+            keys = load_keys(path)
+        if "scheduler" in self._roles and not isinstance(keys.current, SchedulerKey):
             raise ConfigError(f"{path} holds a worker key: a scheduler needs the scheduler key of the cluster")
-        return key
+        return keys
 
-    async def _serve(self, stack: AsyncExitStack, state: StateDirectory, key: SchedulerKey | WorkerKey) -> int:
+    async def _serve(self, stack: AsyncExitStack, state: StateDirectory, keys: Keys) -> int:
         config, roles = self._config, self._roles
         identity = identify(state, config.node.id, time.time())
         place = choose_socket(config.node, roles)
@@ -182,7 +188,7 @@ class Daemon:
         running: list[asyncio.Task[None]] = []
         stack.callback(lambda: [task.cancel() for task in running])
         calls = Calls(lambda request: self._answer(service, work, request), group)
-        mesh = self._mesh(info, key, shell, calls)
+        mesh = self._mesh(info, keys, shell, calls)
         shell.mesh = calls.mesh = mesh
         if store is not None:
             store.on_lost = shell.store_lost  # Without waiting for a commit that would fail.
@@ -201,7 +207,7 @@ class Daemon:
             running.append(group.create_task(work.keep_tidy()))
         await mesh.start()
         stack.push_async_callback(mesh.stop, "stopping")
-        discovery = self._discovery(info, key, mesh)
+        discovery = self._discovery(info, mesh)
         if discovery is not None:
             running.append(group.create_task(discovery.run()))
         api = await serve(
@@ -213,7 +219,7 @@ class Daemon:
         log("info", "started", node=info.node_id, name=name, roles=",".join(roles), socket=place.path, version=VERSION)
         running += (
             group.create_task(manager.run()),
-            group.create_task(self._reload_when_wanted(shell, work, manager)),
+            group.create_task(self._reload_when_wanted(shell, work, mesh, manager)),
         )
         return await self._until_stopped(shell, manager)
 
@@ -236,9 +242,8 @@ class Daemon:
             work.on_progress = shell.progressed
         return shell
 
-    def _mesh(self, info: NodeInfo, key: SchedulerKey | WorkerKey, shell: Shell, calls: Calls) -> Mesh:
+    def _mesh(self, info: NodeInfo, keys: Keys, shell: Shell, calls: Calls) -> Mesh:
         network = self._config.network
-        _give_seal(shell.node, key)
 
         def on_event(event: ev.PeerUp | ev.PeerDown | ev.Received | ev.Collided) -> None:
             if isinstance(event, ev.PeerDown):
@@ -248,10 +253,10 @@ class Daemon:
         def on_call(node_id: int, message: CallMessage) -> None:
             calls.on_message(node_id, message)
 
-        return Mesh(
+        mesh = Mesh(
             node=info,
             cluster=self._config.node.cluster,
-            key=key,
+            key=keys,
             listen=network.listen,
             join=network.join,
             heartbeat_s=network.heartbeat_s,
@@ -262,12 +267,16 @@ class Daemon:
             on_call=on_call,
             log=log,
         )
+        if (scheduler := shell.node.scheduler) is not None:
+            scheduler.seal = Seal(*mesh.ring.seal_secrets)
+            mesh.rotation.on_keys = lambda secrets: shell.tell(ev.KeysChanged(secrets))
+        return mesh
 
-    def _discovery(self, info: NodeInfo, key: SchedulerKey | WorkerKey, mesh: Mesh) -> Discovery | None:
+    def _discovery(self, info: NodeInfo, mesh: Mesh) -> Discovery | None:
         network = self._config.network
         if not network.mdns:
             return None
-        return Discovery(info, key.fingerprint, mesh, network.interfaces, log)
+        return Discovery(info, lambda: mesh.ring.fingerprints, mesh, network.interfaces, log)
 
     def _manager(self, service: DaemonService, shell: Shell, mesh: Mesh, socket_path: str) -> Manager:
         vitals = Vitals(socket_path, shell.commit_age_s, mesh.silence_s, self._config.network.peer_timeout_s)
@@ -308,12 +317,13 @@ class Daemon:
         log("error" if status else "info", "stopped", reason=reason)
         return status
 
-    async def _reload_when_wanted(self, shell: Shell, work: Work | None, manager: Manager) -> None:
+    async def _reload_when_wanted(self, shell: Shell, work: Work | None, mesh: Mesh, manager: Manager) -> None:
         """SIGHUP: take over what settings can change while running, name those that cannot; until cancelled."""
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
             manager.reloading()
+            reload_keys(self._key_path, mesh)
             try:
                 config = self._reload_config()
             except TaskdError as error:
@@ -328,12 +338,6 @@ class Daemon:
                     shell.tell(ev.OfferChanged(work.offer(config.worker)))
                 log("info", "configuration read again", changed=",".join(reloaded), needs_restart=",".join(waiting))
             manager.reloaded()
-
-
-def _give_seal(node: Node, key: SchedulerKey | WorkerKey) -> None:
-    """Let a scheduler seal its terms with what no worker has."""
-    if node.scheduler is not None and isinstance(key, SchedulerKey):
-        node.scheduler.seal = Seal(key.seal_secret)
 
 
 def _scheduler_settings(config: Config) -> SchedulerSettings:

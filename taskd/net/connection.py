@@ -9,14 +9,16 @@ from typing import Protocol, cast
 
 from taskd.errors import ProtocolError, Refused
 from taskd.net.gate import source_of
-from taskd.net.security import Credentials
+from taskd.net.keyring import Ring, server_name
 from taskd.protocol.frames import encode
 from taskd.protocol.messages import Goodbye, Message, NodeInfo
 from taskd.protocol.session import Session, State
 
-# Said in plain text before TLS begins: a client of something else is told apart, and on uvloop the first bytes of a
-# handshake that came in before `start_tls` was called would be lost.
-BANNER = b"taskd1\n"
+# Said in plain text before TLS begins, with the public fingerprints of the keys that are accepted after it: a client of
+# something else is told apart, and on uvloop the first bytes of a handshake that came in before `start_tls` was called
+# would be lost.
+BANNER = b"taskd1 "
+BANNER_BYTES_MAX = 64
 HANDSHAKE_TIMEOUT_S = 5.0
 CLOSE_S = 1.0
 GOODBYE_CHARS_MAX = 1000
@@ -37,7 +39,10 @@ class Settings(Protocol):
 
     node: NodeInfo
     cluster: str
-    credentials: Credentials
+
+    @property
+    def ring(self) -> Ring: ...
+
     heartbeat_s: float
     peer_timeout_s: float
 
@@ -54,6 +59,7 @@ class Connection(asyncio.Protocol):
         self.is_dialled = is_dialled
         self.address = ""
         self.session: Session | None = None
+        self.fingerprint = ""  # of the cluster key that the two have shown each other
         self.opened_at = 0.0
         self.bytes_in = self.bytes_out = 0
         self.heard_at = 0.0
@@ -64,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._early = bytearray()  # what came before the session could take it
-        self._banner: asyncio.Future[None] = self._loop.create_future()
+        self._banner: asyncio.Future[tuple[str, ...]] = self._loop.create_future()
         self._is_encrypted = False
         self._frames: list[bytes] = []
         self._frames_bytes = 0
@@ -116,17 +122,12 @@ class Connection(asyncio.Protocol):
             return
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                if self.is_dialled:
-                    await self._banner
-                else:
-                    self._transport.write(BANNER)
-                context = self._settings.credentials.client if self.is_dialled else self._settings.credentials.server
-                assert context is not None
+                context, name = await self._greet_plainly(self._transport)
                 if self._reason is not None:
                     return
                 self._is_encrypted = True
                 transport = await self._loop.start_tls(
-                    self._transport, self, context, server_side=not self.is_dialled,
+                    self._transport, self, context, server_side=not self.is_dialled, server_hostname=name,
                     ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 )  # fmt: skip
             if transport is None:
@@ -134,7 +135,9 @@ class Connection(asyncio.Protocol):
             self._transport = transport
             transport.set_write_buffer_limits(high=BUFFERED_BYTES_HIGH)
             tls = transport.get_extra_info("ssl_object")
-            node_id, roles = self._settings.credentials.identify(tls.getpeercert(True))
+            credentials = self._settings.ring.of(tls.context)
+            node_id, roles = credentials.identify(tls.getpeercert(True))
+            self.fingerprint = credentials.fingerprint
         except TimeoutError:
             self.close("did not finish the handshake in time", is_refusal=True)
         except ssl.SSLError as error:
@@ -151,6 +154,17 @@ class Connection(asyncio.Protocol):
             )  # fmt: skip
             early, self._early = bytes(self._early), bytearray()
             self._receive(early)
+
+    async def _greet_plainly(self, transport: asyncio.Transport) -> tuple[ssl.SSLContext, str | None]:
+        """Say or hear which keys are accepted. Returns the context of the handshake, and what a client asks for in it.
+        Raises Refused."""
+        ring = self._settings.ring
+        if self.is_dialled:
+            credentials = ring.to_dial(await self._banner)
+            return credentials.client, server_name(credentials)
+        assert ring.current.server is not None
+        transport.write(BANNER + ",".join(ring.fingerprints).encode() + b"\n")
+        return ring.current.server, None
 
     # -- Receiving -----------------------------------------------------------------------------------------------------
 
@@ -171,11 +185,14 @@ class Connection(asyncio.Protocol):
         never be read as if the peer had said it."""
         if not self.is_dialled or self._banner.done():
             self.close("does not wait for its turn, as a node of ours would", is_refusal=True)
-        elif self._early == BANNER:
-            self._early.clear()
-            self._banner.set_result(None)
-        elif not BANNER.startswith(self._early):
+        elif not (self._early.startswith(BANNER) or BANNER.startswith(self._early)):
             self.close("is no taskd scheduler", is_refusal=True)
+        elif self._early.endswith(b"\n"):
+            offered = self._early[len(BANNER) : -1].decode(errors="replace").split(",")
+            self._early.clear()
+            self._banner.set_result(tuple(offered))
+        elif b"\n" in self._early or len(self._early) > BANNER_BYTES_MAX:
+            self.close("does not wait for its turn, as a node of ours would", is_refusal=True)
 
     def _receive(self, data: bytes) -> None:
         session = self.session

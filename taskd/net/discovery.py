@@ -71,10 +71,15 @@ class Discovery:
     """Announces this node, where it is a scheduler, and tells the mesh of others."""
 
     def __init__(
-        self, node: NodeInfo, fingerprint: str, mesh: Hints, interfaces: Sequence[str], log: Callable[..., None]
+        self,
+        node: NodeInfo,
+        fingerprints: Callable[[], tuple[str, ...]],
+        mesh: Hints,
+        interfaces: Sequence[str],
+        log: Callable[..., None],
     ) -> None:
         self._node = node
-        self._fingerprint = fingerprint
+        self._fingerprints = fingerprints  # of the cluster keys that count now
         self._mesh = mesh
         self._interfaces = interfaces
         self._log = log
@@ -112,7 +117,6 @@ class Discovery:
                 self._problem = ""
                 self._log("info", "mDNS works again")
             await self._until_changed(zeroconf.zeroconf, addresses)
-            self._log("info", "the machine's addresses have changed")
         finally:
             for task in self._resolving:
                 task.cancel()
@@ -125,8 +129,10 @@ class Discovery:
                 await zeroconf.async_close()
 
     async def _until_changed(self, zeroconf: Zeroconf, addresses: list[str]) -> None:
-        """Until the machine's addresses are others than these. Raises OSError where too much is heard."""
+        """Until the machine's addresses are others than these, or the cluster key is. Raises OSError where too much is
+        heard."""
         heard = _Heard()
+        fingerprints = self._fingerprints()
         zeroconf.add_listener(heard, None)
         looked_at = asyncio.get_running_loop().time()
         while True:
@@ -134,10 +140,13 @@ class Discovery:
             if heard.count > HEARD_PER_S_MAX * GUARD_S or len(zeroconf.cache.names()) > HEARD_KEPT_MAX:
                 raise OSError("the LAN is flooded with mDNS announcements: none are heard for a while")
             heard.count = 0
+            if self._fingerprints() != fingerprints:
+                return
             now = asyncio.get_running_loop().time()
             if now - looked_at >= RESCAN_S:
                 looked_at = now
                 if lan_addresses(self._interfaces) != addresses:
+                    self._log("info", "the machine's addresses have changed")
                     return
 
     def _record(self, addresses: list[str]) -> ServiceInfo:
@@ -145,7 +154,7 @@ class Discovery:
         properties = {
             "id": str(self._node.node_id),
             "boot": str(self._node.boot),
-            "cluster": self._fingerprint,
+            "cluster": ",".join(self._fingerprints()),
             "roles": ",".join(self._node.roles),
             "version": self._node.version,
         }
@@ -178,7 +187,8 @@ class Discovery:
             return
         if not is_known or info.port is None:
             return
-        if info.properties.get(b"cluster") != self._fingerprint.encode():
+        clusters = (info.properties.get(b"cluster") or b"").decode(errors="replace").split(",")
+        if not set(clusters) & set(self._fingerprints()):
             return
         try:
             node_id = int(info.properties.get(b"id") or b"")

@@ -23,8 +23,10 @@ from taskd.net.connection import Connection, address_text, monotonic
 from taskd.net.dialing import PORT_DEFAULT, Dialer, split_address
 from taskd.net.gate import Gate, source_of
 from taskd.net.hints import Hints
+from taskd.net.keyring import Keys, Ring
 from taskd.net.refusals import Refusals
-from taskd.net.security import Credentials, Key
+from taskd.net.rotation import Rotation
+from taskd.net.security import Key
 from taskd.protocol import messages as msg
 
 ALL_ADDRESSES = ("", "*", "::", "0.0.0.0")  # noqa: S104  # TLS with mutual certificates is the guard, not the address
@@ -42,6 +44,7 @@ class PeerView(Struct, frozen=True):
 
     node: msg.NodeInfo
     address: str
+    fingerprint: str  # of the cluster key that its connection was opened with
     round_trip_s: float | None
     clock_offset_s: float | None
     buffered_bytes: int
@@ -66,7 +69,7 @@ class Mesh:
         *,
         node: msg.NodeInfo,
         cluster: str,
-        key: Key,
+        key: Key | Keys,
         listen: Sequence[str],
         join: Sequence[str],
         heartbeat_s: float,
@@ -79,7 +82,8 @@ class Mesh:
     ) -> None:
         self.node = node
         self.cluster = cluster
-        self.credentials = Credentials(key, node)
+        keys = key if isinstance(key, Keys) else Keys(key)
+        self.rotation = Rotation(keys, node, self._connections, log)
         self.heartbeat_s = heartbeat_s
         self.peer_timeout_s = peer_timeout_s
         self.counters = Counters()
@@ -112,6 +116,7 @@ class Mesh:
         """Listen, where we are a scheduler, and dial the addresses that were named. Raises ConfigError."""
         if "scheduler" in self.node.roles:
             self._start_listening()
+        self.rotation.start()
         for address in self._join:
             self._dialer.start(address)
 
@@ -134,6 +139,7 @@ class Mesh:
     async def stop(self, reason: str) -> None:
         """Say goodbye to all peers and close everything."""
         self._is_stopping = True
+        self.rotation.stop()
         for acceptor in self._acceptors:
             acceptor.close()
         for task in self._tasks:
@@ -143,6 +149,14 @@ class Mesh:
         for connection in (*self._half_open, *list(self._open.values())):
             connection.goodbye(reason)
         await asyncio.sleep(0)  # Let the transports write.
+
+    @property
+    def ring(self) -> Ring:
+        """The keys that count now, and TLS with them."""
+        return self.rotation.ring
+
+    def _connections(self) -> list[Connection]:
+        return list(self._open.values())
 
     # -- Use -----------------------------------------------------------------------------------------------------------
 
@@ -176,8 +190,8 @@ class Mesh:
             assert session.peer is not None
             views.append(
                 PeerView(
-                    session.peer, connection.address, session.round_trip_s, session.clock_offset_s,
-                    connection.buffered_bytes,
+                    session.peer, connection.address, connection.fingerprint, session.round_trip_s,
+                    session.clock_offset_s, connection.buffered_bytes,
                 )
             )  # fmt: skip
         return views

@@ -30,6 +30,7 @@ from taskd.errors import ConfigError, Refused
 from taskd.protocol.messages import NodeInfo, Role
 
 SECRET_BYTES = 32
+KEY_FILE_CHARS_MAX = 8192
 _SCHEDULER_PREFIX = "taskd-scheduler-key-v1:"
 _WORKER_PREFIX = "taskd-worker-key-v1:"
 _AUTHORITY_BEGIN = datetime(2020, 1, 1, tzinfo=UTC)
@@ -124,7 +125,7 @@ class WorkerKey:
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the key file. Raises ConfigError where another key is there and not `force`."""
-        _save(path, self.text, force)
+        save_private(path, self.text, force)
 
 
 class SchedulerKey:
@@ -166,7 +167,7 @@ class SchedulerKey:
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the key file. Raises ConfigError where another key is there and not `force`."""
-        _save(path, self.text, force)
+        save_private(path, self.text, force)
 
 
 Key = SchedulerKey | WorkerKey
@@ -192,23 +193,32 @@ def parse_key(text: str) -> Key:
 
 
 def load_key(path: Path) -> Key | None:
-    """The key in a file; None where there is no file. Raises ConfigError, also where others could read it."""
-    try:
-        with path.open() as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise ConfigError(f"{path} can be read by others than its owner: make it private with chmod 600 {path}")
-            text = file.read(4096)
-    except FileNotFoundError:
+    """The current key in a file; None where there is no file. Raises ConfigError, also where others could read it."""
+    text = read_private(path)
+    if text is None:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
     try:
-        return parse_key(text)
+        return parse_key(text.strip().partition("\n")[0])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from None
 
 
-def _save(path: Path, text: str, force: bool) -> None:
+def read_private(path: Path) -> str | None:
+    """The text of a file with keys; None where there is none. Raises ConfigError, also where others could read it."""
+    try:
+        with path.open() as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ConfigError(f"{path} can be read by others than its owner: make it private with chmod 600 {path}")
+            return file.read(KEY_FILE_CHARS_MAX)
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def save_private(path: Path, text: str, force: bool) -> None:
+    """Write a file that its owner alone may read, whole or not at all. Raises ConfigError where something else is there
+    and not `force`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -226,8 +236,8 @@ def _save(path: Path, text: str, force: bool) -> None:
             try:
                 os.link(temporary, path)  # Fails where there is one already: two first schedulers make one key.
             except FileExistsError:
-                there = load_key(path)
-                if there is None or there.text != text:
+                there = read_private(path)
+                if there is None or there.strip() != text:
                     raise ConfigError(f"{path} holds another key already; use --force to replace it") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None

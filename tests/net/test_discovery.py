@@ -81,7 +81,7 @@ class Log:
 
 @asynccontextmanager
 async def discovering(node: NodeInfo, mesh: Listener, fingerprint: str, log: Log) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(Discovery(node, fingerprint, mesh, ("127.0.0.1",), log).run())
+    task = asyncio.create_task(Discovery(node, lambda: (fingerprint,), mesh, ("127.0.0.1",), log).run())
     try:
         yield task
     finally:

@@ -38,7 +38,7 @@ class Stranger:
     async def plain(cls, node: Node) -> Stranger:
         """Plain TCP, after the banner."""
         made = cls(socket.create_connection(("127.0.0.1", node.mesh.port), WAIT_S))
-        assert await asyncio.to_thread(made.socket.recv, 100) == BANNER
+        assert await asyncio.to_thread(made.socket.recv, 100) == BANNER + KEY.fingerprint.encode() + b"\n"
         return made
 
     @classmethod
@@ -243,7 +243,7 @@ async def test_a_second_connection_of_the_same_start_is_turned_away(peers: Peers
     head = await peers.start(1, "scheduler", heartbeat_s=30, peer_timeout_s=60)
     hand = await peers.start(2, "worker", key=KEY.worker_key, join=[head])
     await head.until_peers(2)
-    context = hand.mesh.credentials.client
+    context = hand.mesh.ring.current.client
     second = await Stranger.tls(head, context)
     second.say(encode(msg.Hello(msg.PROTOCOL_VERSION, "home", hand.info)))
     assert goodbyes(await second.end()) == ["there is a connection already"]
@@ -367,7 +367,7 @@ async def test_a_worker_key_does_not_make_a_scheduler(peers: Peers) -> None:
     os.close(descriptor)
 
     def answer(end: socket.socket) -> None:
-        end.sendall(BANNER)
+        end.sendall(BANNER + KEY.fingerprint.encode() + b"\n")
         with contextlib.suppress(OSError), context.wrap_socket(end, server_side=True) as secured:
             read_to_the_end(secured)
 
@@ -401,7 +401,7 @@ async def test_what_is_put_in_before_tls_is_never_read_as_the_peers_word(peers: 
     connection = Connection(hand.mesh, hand.mesh, is_dialled=True)
     await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", head.mesh.port)
     securing = asyncio.create_task(connection.secure())
-    connection.data_received(BANNER)
+    connection.data_received(BANNER + KEY.fingerprint.encode() + b"\n")
     connection.data_received(injected)  # In the same turn of the loop, before TLS has begun.
     await securing
     assert connection.ended.done()
