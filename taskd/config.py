@@ -242,6 +242,14 @@ class WorkerSettings(Struct, frozen=True):
         FilePath(),
         "The socket of a launcher that runs as a service. Empty: a worker that is root starts its own for task_user.",
     ] = ""
+    task_processes_max: Annotated[
+        int, Whole(1, 4_000_000), "All tasks of task_user together have at most so many processes and threads."
+    ] = 16_384
+    secrets_dir: Annotated[
+        str,
+        FilePath(),
+        "Files with the secrets that tasks may name, readable by nobody else. Empty: secrets beside taskd.toml.",
+    ] = ""
     output_age_max: Annotated[
         float,
         Duration(60, 3660 * _DAY_S),

@@ -16,7 +16,7 @@ import importlib.metadata
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar, overload
 
@@ -42,8 +42,18 @@ class Current(msgspec.Struct, frozen=True):
     attempt: int
     fence: str
 
+    def secret(self, name: str) -> str:
+        """The secret that the task has under this name: in no variable, and not shown with this object. Raises
+        LookupError where the task names none so."""
+        try:
+            return _secrets.get()[name]
+        except KeyError:
+            raise LookupError(f"the task has no secret {name!r}: name it in its `secrets`") from None
+
 
 _running: contextvars.ContextVar[Callable[[], Current]] = contextvars.ContextVar("taskd_running")
+_secrets: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("taskd_secrets", default={})  # noqa: B039  # never changed
+enter_secrets = _secrets.set  # The same, for calls that have some.
 enter = _running.set  # For handler processes: who can tell of the call that runs from now on. Few calls ask.
 
 

@@ -63,6 +63,11 @@ def key_file() -> str:
     return f"{places().config}/{KEY_NAME}"
 
 
+def secrets_directory() -> str:
+    """The secrets of a worker that is told no other place."""
+    return f"{places().config}/secrets"
+
+
 def checked_socket_path(path: str) -> str:
     """The absolute path of a socket. Raises ConfigError where the kernel could not take it."""
     absolute = os.path.abspath(path)

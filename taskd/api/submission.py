@@ -29,6 +29,8 @@ SPEC_BYTES_MAX = 4 << 20  # So that any task fits into a frame several times ove
 
 _NAMES_KEPT = 4096
 _NAME = re.compile(r"[^\s,\x00-\x1f\x7f](?:[^,\x00-\x1f\x7f]*[^\s,\x00-\x1f\x7f])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 # What belongs to the connection and not to the call.
@@ -147,6 +149,7 @@ def _spec(task: Submission, owner: str, now_s: float, defaults: HandlerDefaults)
         _BACKOFF if task.backoff is _PLAIN_BACKOFF else _backoff(task.backoff),
         task.on_lost,
         _labels(task) if task.labels else task.labels,
+        secrets=_secrets(task) if task.secrets else task.secrets,
     )
 
 
@@ -198,6 +201,17 @@ def _env(task: Submission) -> dict[str, str]:
     if _bytes_of_env(task) > ARGUMENTS_BYTES_MAX:
         raise TooLarge(f"the environment takes more than {ARGUMENTS_BYTES_MAX} bytes", field="env")
     return task.env
+
+
+def _secrets(task: Submission) -> dict[str, str]:
+    for variable, name in task.secrets.items():
+        if _VARIABLE.fullmatch(variable) is None or variable in task.env or variable.startswith("TASKD_"):
+            problem = "is set in `env` too" if variable in task.env else "cannot be the variable of a secret"
+            raise InvalidRequest(f"{variable!r} {problem}", field="secrets")
+        if _SECRET.fullmatch(name) is None:
+            problem = "cannot be the name of a secret: letters, digits, dots, hyphens, underscores"
+            raise InvalidRequest(f"{name!r} {problem}", field=f"secrets.{variable}")
+    return task.secrets
 
 
 def _cwd(cwd: str) -> str:

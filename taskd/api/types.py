@@ -71,6 +71,9 @@ class Submission(Wire, frozen=True):
     backoff: BackoffRequest = BackoffRequest()
     on_lost: Literal["retry", "fail"] = "retry"
     env: dict[Name, str] = {}
+    secrets: Annotated[
+        dict[Name, Name], Meta(max_length=32)
+    ] = {}  # variable (or ${VARIABLE} in headers): secret's name
     cwd: Annotated[str, Meta(max_length=4096)] = ""
     labels: Annotated[dict[Name, Name], Meta(max_length=64)] = {}
 
@@ -190,6 +193,7 @@ class TaskDetail(TaskView, frozen=True):
     http: HttpTarget | None = None
     params: msgspec.Raw | None = None
     env: dict[str, str] = {}
+    secrets: dict[str, str] = {}  # names, never values
     cwd: str = ""
     resources: dict[str, float] = {}  # memory in bytes
     constraints: list[str] = []

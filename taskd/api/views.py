@@ -149,6 +149,7 @@ def _wishes(spec: TaskSpec) -> dict[str, Any]:
         "http": None if http is None else _target(http),
         "params": _json(spec.params),
         "env": spec.env,
+        "secrets": spec.secrets,
         "cwd": spec.cwd,
         "resources": {name: amount / 1000 for name, amount in spec.resources.items()},
         "constraints": list(spec.constraints),

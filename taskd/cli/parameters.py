@@ -94,6 +94,15 @@ class Variable(_Text):
         return text, os.environ[text]
 
 
+class SecretName(_Text):
+    """VARIABLE=NAME of a secret, or NAME where the variable is called the same."""
+
+    name = "[variable=]name"
+
+    def read(self, text: str) -> tuple[str, str]:
+        return _split(text) if "=" in text else (text, text)
+
+
 class Document(_Text):
     """JSON, @FILE, or - for the standard input."""
 

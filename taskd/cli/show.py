@@ -76,6 +76,7 @@ def _what(task: Json) -> list[tuple[str, str]]:
         ("params", _cut(json.dumps(task["params"], ensure_ascii=False)) if has_params else ""),
         ("directory", task["cwd"]),
         ("variables", pairs_text(task["env"])),
+        ("secrets", pairs_text(task.get("secrets", {}))),
         ("queue", f"{task['queue']}, priority {task['priority']}"),
         ("owner", task["owner"]),
         ("labels", pairs_text(task["labels"])),

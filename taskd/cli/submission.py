@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from taskd.cli.parameters import Amount, Backoff, Duration, Instant, Pair, Size, Variable
+from taskd.cli.parameters import Amount, Backoff, Duration, Instant, Pair, SecretName, Size, Variable
 from taskd.client.calls import BODY_BYTES_MAX
 from taskd.client.errors import ApiError
 from taskd.client.ids import new_id
@@ -44,6 +44,9 @@ _OPTIONS = (
     click.option(
         "--on-lost", type=click.Choice(["retry", "fail"]), help="When its worker is lost: run it again, or fail."
     ),
+    click.option(
+        "--secret", multiple=True, type=SecretName(), help="A secret of the worker's: VARIABLE=NAME, or NAME for both."
+    ),
     click.option("-e", "--env", multiple=True, type=Variable(), help="A variable; KEY alone takes over your own."),
     click.option("--cwd", metavar="DIR", help="Where it runs; without it in a directory of its own on the worker."),
     click.option("-l", "--label", multiple=True, type=Pair(), help="A label to find the task by."),
@@ -52,6 +55,7 @@ _OPTIONS = (
 # What a field of the API is called on the command line, where that is not the same.
 _FLAGS = {
     "resources": "--resource", "constraints": "--constraint", "on_lost": "--on-lost", "labels": "--label",
+    "secrets": "--secret",
     "http": "--http", "argv": "CMD", "shell": "--shell", "type": "--type", "params": "--params",
 }  # fmt: skip
 
@@ -83,6 +87,7 @@ def _fields(given: Json) -> Json:
         resources=dict(given.pop("resource")),
         constraints=list(given.pop("constraint")),
         env=dict(given.pop("env")),
+        secrets=dict(given.pop("secret")),
         cwd=os.path.abspath(cwd) if cwd else None,
         labels=dict(given.pop("label")),
     )

@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     backoff: Duration | Mapping[str, Any]  # the first delay, or initial, factor, max and jitter
     on_lost: Literal["retry", "fail"]
     env: Mapping[str, str]
+    secrets: Mapping[str, str]  # names of secrets on the workers, by variable
     cwd: str
     labels: Mapping[str, str]
 

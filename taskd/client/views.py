@@ -136,6 +136,7 @@ class TaskDetail(Task, frozen=True):
     http: dict[str, Any] | None = None
     params: Any = None
     env: dict[str, str] = {}
+    secrets: dict[str, str] = {}  # names, never values
     cwd: str = ""
     resources: dict[str, float] = {}
     constraints: list[str] = []

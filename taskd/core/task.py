@@ -137,6 +137,8 @@ class TaskSpec(Struct, frozen=True, omit_defaults=True):
     on_lost: Literal["retry", "fail"] = "retry"
     labels: dict[str, str] = {}
     retry_of: bytes = b""  # id of the task that this one repeats by hand
+    # Secrets of the worker's by variable: names. Runners are given values in their place, which go no further.
+    secrets: dict[str, str] = {}
 
 
 class ErrorInfo(Struct, frozen=True, omit_defaults=True):

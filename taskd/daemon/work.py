@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+from taskd import paths
 from taskd.api.streams import close_stream
 from taskd.config import WorkerSettings
 from taskd.daemon.capacity import offer
@@ -28,6 +29,7 @@ from taskd.runner.launched_command import LaunchedCommandKind
 from taskd.runner.output import Output
 from taskd.runner.reaper import Reaper
 from taskd.runner.runner import Runner
+from taskd.runner.secrets import Secrets
 from taskd.runner.spawn import Spawner
 
 SWEEP_S = 600.0  # Output is removed by age in days: minutes do not matter.
@@ -40,9 +42,9 @@ class Work:
         self.on_progress: OnProgress | None = None  # set before the first attempt is started
         self._settings = settings
         place = Place(directory, socket, store_id.hex(), settings.environment)
-        self.output = Output(directory, settings.output_stream_bytes_max)
         reaper = Reaper(place.worker)
         launches = _launches(place, settings, reaper)
+        self.output = Output(directory, settings.output_stream_bytes_max, is_for_others=launches is not None)
         slots = offer(settings, ()).slots
         self._pool = HandlerPool(
             place,
@@ -56,7 +58,16 @@ class Work:
             launches=launches,
         )
         command = self._commands(place, reaper) if launches is None else self._launched_commands(launches)
-        self.runner = Runner(self.output, reaper, command, HttpKind(self._progressed), self._pool, launches=launches)
+        self.runner = Runner(
+            self.output,
+            reaper,
+            command,
+            HttpKind(self._progressed),
+            self._pool,
+            on_progress=self._progressed,
+            secrets=Secrets(Path(settings.secrets_dir or paths.secrets_directory())),
+            launches=launches,
+        )
 
     def _commands(self, place: Place, reaper: Reaper) -> Kind:
         settings = self._settings
@@ -128,9 +139,9 @@ def _launches(place: Place, settings: WorkerSettings, reaper: Reaper) -> Launche
         settings.memory_rlimit,
         settings.task_user,
     )
-    return Launches(
-        LauncherSettings(prepare, settings.launcher, settings.task_user, _reachable(place, settings)), reaper
-    )
+    directory = _reachable(place, settings)
+    launcher = LauncherSettings(prepare, settings.launcher, settings.task_user, directory, settings.task_processes_max)
+    return Launches(launcher, reaper)
 
 
 def _reachable(place: Place, settings: WorkerSettings) -> Path:

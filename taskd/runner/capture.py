@@ -55,10 +55,11 @@ class Captured(Struct, frozen=True):
 class StreamFile:
     """One file of a slot. `read_fd` stays open as long as the file serves."""
 
-    __slots__ = ("_dropped", "path", "read_fd")
+    __slots__ = ("_dropped", "_is_for_others", "path", "read_fd")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_for_others: bool) -> None:
         self.path = path
+        self._is_for_others = is_for_others
         self.read_fd = -1
         self._dropped = 0
 
@@ -67,6 +68,9 @@ class StreamFile:
         if self.read_fd < 0:
             self.read_fd = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._dropped = 0
+            if self._is_for_others:
+                # For another user's `echo text > /dev/stderr`: by its path nobody else comes to it.
+                os.fchmod(self.read_fd, 0o622)
             # Who opens the file in the instant that the lease is held makes the kernel tell us: by a signal that is
             # passed over, where its own choice (SIGIO) would end the daemon.
             fcntl.fcntl(self.read_fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -137,11 +141,11 @@ class Slot:
 
     __slots__ = ("directory", "files", "number", "task_directory")
 
-    def __init__(self, directory: str, number: int) -> None:
+    def __init__(self, directory: str, number: int, is_for_others: bool) -> None:
         self.number = number
         self.directory = f"{directory}/{number}"
         self.task_directory = f"{self.directory}/task"
-        self.files = {stream: StreamFile(f"{self.directory}/{stream}") for stream in STREAMS}
+        self.files = {stream: StreamFile(f"{self.directory}/{stream}", is_for_others) for stream in STREAMS}
         os.mkdir(self.directory, 0o700)
         self.make_directory()
 
@@ -200,8 +204,10 @@ class Capture:
 class Slots:
     """All slots of one worker, in `directory`, which is theirs alone."""
 
-    def __init__(self, directory: Path, archive: Archive) -> None:
+    def __init__(self, directory: Path, archive: Archive, stream_bytes_max: int, is_for_others: bool) -> None:
         self._directory = str(directory)
+        self._stream_bytes_max = stream_bytes_max
+        self._is_for_others = is_for_others  # tasks run as another user
         self._archive = archive
         self._trash = Trash(f"{directory}/trash")
         self._free: list[Slot] = []
@@ -236,7 +242,7 @@ class Slots:
             slot = self._free.pop()
         else:
             self._count += 1
-            slot = Slot(self._directory, self._count - 1)
+            slot = Slot(self._directory, self._count - 1, self._is_for_others)
         try:
             os.pwrite(self._table_fd, _RECORD.pack(key.task_id, key.number), slot.number * _RECORD.size)
             return Capture(key, slot)
@@ -262,6 +268,7 @@ class Slots:
         # Where it cannot be kept (a full disk), the report has its tail all the same.
         try:
             if len(tail) < size:
+                file.bound(self._stream_bytes_max)  # It may have written much since the last look.
                 self._archive.keep_file(file.path, key.task_id, key.number, stream)
                 return file.close()
             if size:

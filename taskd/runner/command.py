@@ -206,7 +206,8 @@ class CommandKind:
             return self._progress.ended(not_started(key, problem))
         directory = capture.directory
         environment = {
-            **self._environment, "TMPDIR": directory, **spec.env, **self._place.environment(key, directory),
+            **self._environment, "TMPDIR": directory, **spec.env, **spec.secrets,
+            **self._place.environment(key, directory),
         }  # fmt: skip
         group: Group | None = None
         started_s = time.time()

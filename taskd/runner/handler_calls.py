@@ -16,7 +16,7 @@ import msgspec
 from taskd import handler as declaring
 from taskd.core.signature import wrong_params
 from taskd.core.task import RESULT_BYTES_MAX, ErrorInfo, Outcome, Report, encode
-from taskd.handler import Handler, enter
+from taskd.handler import Handler, enter, enter_secrets
 from taskd.runner.handler_messages import Call
 from taskd.runner.handler_output import Printed, Written
 
@@ -52,7 +52,7 @@ class Caller:
         handler = self._handlers.get(call.type)
         if handler is None:
             return self._failed_to_start(call)
-        if call.env or call.cwd:
+        if call.env or call.cwd or call.secrets:
             return self._make_elsewhere(handler, call)
         return self._make(handler, call)
 
@@ -124,10 +124,10 @@ class Caller:
     # -- Seldom needed -------------------------------------------------------------------------------------------------
 
     def _make_elsewhere(self, handler: Handler, call: Call) -> tuple[Outcome, bytes]:
-        """Make a call that brings variables or a working directory of its own."""
+        """Make a call that brings variables, secrets or a working directory of its own."""
         surroundings = _Surroundings()
         try:
-            surroundings.enter(call.env, call.cwd)
+            surroundings.enter(call.env, call.cwd, call.secrets)
         except (OSError, ValueError) as error:
             problem = _bounded(ErrorInfo(type(error).__name__, f"cannot begin in {call.cwd or '.'!r}: {error}"))
             ending = Outcome.SPAWN_FAILED, self._report(error=problem)
@@ -174,14 +174,15 @@ async def _awaited(value: Coroutine[Any, Any, Any]) -> Any:
 
 
 class _Surroundings:
-    """The variables and the working directory of one call, while it runs."""
+    """The variables, secrets and the working directory of one call, while it runs."""
 
     def __init__(self) -> None:
         self._home = -1
         self._before: dict[str, str | None] = {}
 
-    def enter(self, env: dict[str, str], cwd: str) -> None:
+    def enter(self, env: dict[str, str], cwd: str, secrets: dict[str, str]) -> None:
         """Raises OSError, ValueError; `leave` is called all the same."""
+        enter_secrets(secrets)
         self._home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for name, value in env.items():
             self._before[name] = os.environ.get(name)
@@ -191,6 +192,7 @@ class _Surroundings:
 
     def leave(self) -> bool:
         """Whether all is as it was before."""
+        enter_secrets({})
         for name, value in self._before.items():
             if value is not None:
                 os.environ[name] = value

@@ -118,7 +118,7 @@ class Child:
             number += 1
             spec = begin.spec
             outstanding[number] = begin
-            queued.append(Call(number, spec.type, spec.params, begin.key, spec.env, spec.cwd))
+            queued.append(Call(number, spec.type, spec.params, begin.key, spec.env, spec.cwd, spec.secrets))
         self._last = number
         if not self._unsent:
             self._send_queued()

@@ -50,6 +50,7 @@ class Call(Struct, array_like=True, frozen=True, gc=False):
     key: AttemptKey
     env: dict[str, str]
     cwd: str
+    secrets: dict[str, str]
 
     def current(self) -> Current:
         """What the handler may know of it."""

@@ -3,6 +3,8 @@
 The body of the request is the task's params as JSON; the JSON of a good answer is the result, any other text becomes a
 JSON string. A service that fails may say why by an answer `{"error": {"type": "...", "message": "..."}}`.
 
+In headers `${NAME}` stands for the secret that the task has under this name.
+
 A call goes to the host of its URL and nowhere else: no proxy from the environment, no cookies, and a redirect is
 followed only within the same origin, and only where it repeats the request as it is. How long a call may take is the
 core's to say; only the time to connect is bounded here.
@@ -11,6 +13,7 @@ core's to say; only the time to connect is bounded here.
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from functools import partial
@@ -31,6 +34,7 @@ CONNECT_S_MAX = 30.0
 REDIRECTS_MAX = 5
 FAULT_BYTES_MAX = 64 << 10  # Read of an unwanted answer.
 EXCERPT_BYTES = 1024  # Shown of it.
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")  # To a secret, in the text of a header.
 _BODYLESS = ("GET", "HEAD", "DELETE")  # These carry params only where there are some.
 
 
@@ -139,7 +143,7 @@ async def _call(session: aiohttp.ClientSession, key: AttemptKey, spec: TaskSpec)
     url = _url(call)
     body = spec.params or (None if call.method.upper() in _BODYLESS else b"{}")
     try:
-        return await _exchange(session, call, url, _headers(key, call), body)
+        return await _exchange(session, call, url, _headers(key, call, spec.secrets), body)
     # ValueError: a header that cannot be written, a host name that cannot be one.
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         raise CallFailed(type(error).__name__, f"{_named(call, url)} failed: {error}") from error
@@ -170,8 +174,11 @@ def _url(call: HttpCall) -> URL:
     return url
 
 
-def _headers(key: AttemptKey, call: HttpCall) -> CIMultiDict[str]:
+def _headers(key: AttemptKey, call: HttpCall, secrets: dict[str, str]) -> CIMultiDict[str]:
     headers = CIMultiDict(call.headers)
+    if secrets:
+        for name, text in call.headers.items():
+            headers[name] = _REFERENCE.sub(lambda found: secrets.get(found[1], found[0]), text)
     headers.setdefault("Content-Type", "application/json")
     headers.setdefault("Accept", "application/json, */*;q=0.5")
     headers["X-Taskd-Task-Id"] = task_id_text(key.task_id)

@@ -73,6 +73,7 @@ class LauncherSettings(msgspec.Struct, frozen=True):
     socket: str
     user: str
     directory: Path
+    processes_max: int = 16_384
 
 
 class Launches:
@@ -166,7 +167,7 @@ class Launches:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    launcher_command(theirs.fileno(), self._settings.user, self._settings.directory),
+                    launcher_command(theirs.fileno(), self._settings),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     env=interpreter.environment(os.environ),
@@ -240,10 +241,9 @@ class Launches:
         _logger.log(level, event, extra={"fields": fields})
 
 
-def launcher_command(descriptor: int, user: str, directory: Path) -> list[str]:
+def launcher_command(descriptor: int, settings: LauncherSettings) -> list[str]:
     """The command that starts a launcher on an open connection."""
     program = [sys.executable] if interpreter.is_self_contained() else [sys.executable, "-P", "-m", "taskd"]
-    return [*program, "launcher", "--connection", str(descriptor), "--user", user, "--directory", str(directory)]
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

@@ -71,7 +71,12 @@ class LaunchedCommandKind:
             return self._progress.ended(not_started(key, problem))
         self._running[key] = capture
         what = TaskSpec(
-            type=spec.type, argv=spec.argv, shell=spec.shell, env=spec.env, cwd=spec.cwd, resources=spec.resources
+            type=spec.type,
+            argv=spec.argv,
+            shell=spec.shell,
+            env={**spec.env, **spec.secrets},
+            cwd=spec.cwd,
+            resources=spec.resources,
         )
         self._launches.launch(key, what, (capture.stdout_fd, capture.stderr_fd), self)
         return None

@@ -22,12 +22,15 @@ POLL_S_MIN, POLL_S_MAX = 0.01, 0.1
 
 
 class Output:
-    """Everything that the attempts of one worker write. `directory` is the worker's state directory."""
+    """Everything that the attempts of one worker write. `directory` is the worker's state directory; `is_for_others`
+    says that they run as another user."""
 
-    def __init__(self, directory: Path, stream_bytes_max: int = STREAM_BYTES_MAX) -> None:
+    def __init__(
+        self, directory: Path, stream_bytes_max: int = STREAM_BYTES_MAX, *, is_for_others: bool = False
+    ) -> None:
         self.stream_bytes_max = stream_bytes_max
         self._archive = Archive(directory / "output")
-        self._slots = Slots(directory / "slots", self._archive)
+        self._slots = Slots(directory / "slots", self._archive, stream_bytes_max, is_for_others)
         self._running: dict[tuple[bytes, int], Capture] = {}
 
     async def open(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from taskd.core.effects import Begin
+from taskd.core.task import ErrorInfo
 from taskd.protocol.messages import AttemptKey
-from taskd.runner.base import Kind
+from taskd.runner.base import Kind, OnProgress, Progress, not_started
 from taskd.runner.launched import Launches
 from taskd.runner.output import Output
 from taskd.runner.reaper import Leftovers, Reaper
+from taskd.runner.secrets import Secrets
 
 
 class Runner:
@@ -24,8 +26,13 @@ class Runner:
         command: Kind,
         http: Kind,
         handlers: Kind,
+        *,
+        on_progress: OnProgress,
+        secrets: Secrets,
         launches: Launches | None = None,
     ) -> None:
+        self._refused = Progress(on_progress)
+        self._secrets = secrets
         self._output = output
         self._launches = launches
         self._reaper = reaper
@@ -40,6 +47,7 @@ class Runner:
         async with AsyncExitStack() as opened:
             leftovers = await self._reaper.open()
             opened.push_async_callback(self._reaper.close)
+            opened.callback(self._refused.close)
             await self._output.open()
             opened.push_async_callback(self._output.close)
             if self._launches is not None:
@@ -55,6 +63,12 @@ class Runner:
         """Start these attempts; each will be heard of as ended, exactly once."""
         by_kind: dict[Kind, list[Begin]] = {}
         for begin in begins:
+            if begin.spec.secrets:
+                known = self._secrets.into(begin)
+                if isinstance(known, ErrorInfo):
+                    self._refused.ended(not_started(begin.key, known))
+                    continue
+                begin = known  # noqa: PLW2901  # the same attempt
             by_kind.setdefault(self._by_type.get(begin.spec.type, self._handlers), []).append(begin)
         for kind, its_begins in by_kind.items():
             kind.start(its_begins)

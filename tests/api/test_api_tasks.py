@@ -121,7 +121,7 @@ async def test_what_a_list_does_not_take(service: FakeService, query: str, field
 async def test_a_task_in_full(service: FakeService) -> None:
     task = await service.add({
         "argv": ["make"], "env": {"A": "b"}, "cwd": "/src", "cpus": 2, "memory": "1MiB", "constraints": ["gpu"],
-        "timeout": 60, "retries": 2, "deadline": 60, "on_lost": "fail",
+        "timeout": 60, "retries": 2, "deadline": 60, "on_lost": "fail", "secrets": {"TOKEN": "api"},
     })  # fmt: skip
     report = Report(
         exit_code=2, result=b'{"a": 1.0}', error=ErrorInfo("ExitStatus", "2"), stdout_tail=b"caf\xc3\xa9 \xff",
@@ -132,6 +132,7 @@ async def test_a_task_in_full(service: FakeService) -> None:
     assert status == 200
     assert answer["resources"] == {"cpus": 2.0, "memory": 1 << 20}
     assert (answer["argv"], answer["env"], answer["cwd"], answer["params"]) == (["make"], {"A": "b"}, "/src", None)
+    assert answer["secrets"] == {"TOKEN": "api"}
     assert (answer["deadline"], answer["timeout"], answer["retries"]) == (NOW_S + 60, 60, 2)
     assert answer["backoff"] == {"initial": 1, "factor": 2, "max": 300, "jitter": 0.1}
     assert (answer["result"], answer["error"]) == ({"a": 1.0}, {"type": "ExitStatus", "message": "2"})

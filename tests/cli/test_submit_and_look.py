@@ -49,7 +49,7 @@ def test_everything_that_can_be_said_of_a_task(
         "--resource", "licence=2", "--constraint", "os=debian", "--constraint", "arch!=arm64", "--delay", "1h30m",
         "--at", "@2000000000", "--timeout", "90", "--deadline", "2d", "--retries", "0", "--backoff",
         "initial=5s,factor=3,max=1h,jitter=0", "--on-lost", "fail", "--env", "A=b=c", "-e", "HERE", "--cwd", "tmp",
-        "--label", "k=v", "-l", "x=", "make", "-j4", "--cpus",
+        "--secret", "TOKEN=api-token", "--secret", "key", "--label", "k=v", "-l", "x=", "make", "-j4", "--cpus",
     )  # fmt: skip
     assert ran.code == 0
     assert asked(daemon) == [{
@@ -57,6 +57,7 @@ def test_everything_that_can_be_said_of_a_task(
         "gpus": 1.0, "resources": {"licence": 2.0}, "constraints": ["os=debian", "arch!=arm64"], "delay": 5400.0,
         "at": 2e9, "timeout": 90.0, "deadline": 172800.0, "retries": 0,
         "backoff": {"initial": 5.0, "factor": 3.0, "max": 3600.0, "jitter": 0.0}, "on_lost": "fail",
+        "secrets": {"TOKEN": "api-token", "key": "key"},
         "env": {"A": "b=c", "HERE": "mine"}, "cwd": "/tmp", "labels": {"k": "v", "x": ""},
     }]  # fmt: skip
 

@@ -16,6 +16,7 @@ from taskd.runner.base import base_environment
 from taskd.runner.launch_messages import Prepare
 from taskd.runner.launched import LauncherSettings, Launches
 from taskd.runner.launched_command import LaunchedCommandKind
+from taskd.runner.output import Output
 from taskd.runner.task_user import TaskUser
 from tests.runner.stage import Stage
 
@@ -39,6 +40,7 @@ class LaunchStage(Stage):
 
     def __init__(self, directory: Path, *, socket: str = "", user: str = USER, **settings: Any) -> None:
         super().__init__(directory, **settings)
+        self.output = Output(directory, self.output.stream_bytes_max, is_for_others=True)
         prepare = Prepare(self.place.worker, self.place.socket, base_environment(), False, True, user)
         self.launches = Launches(LauncherSettings(prepare, socket, user, directory / "tasks"), self.reaper)
         self.kind = LaunchedCommandKind(self.on_progress, self.output, self.launches)

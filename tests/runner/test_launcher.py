@@ -82,6 +82,12 @@ async def test_its_end_is_told_as_ever(stage: LaunchStage) -> None:
     assert (await stage.end_of(key)).report.signal == signal.SIGTERM
 
 
+async def test_streams_can_be_opened_by_their_names(stage: LaunchStage) -> None:
+    end = await stage.run(shell="echo one >> /dev/stdout; echo two >> /dev/stderr; cat < /dev/stdin")
+    assert (end.outcome, end.stdout, end.report.stderr_tail) == (Outcome.OK, "one\n", b"two\n")
+    assert (await stage.run(shell="cat /dev/stdout")).outcome is Outcome.EXIT_NONZERO, "but not read"
+
+
 async def test_an_error_file_that_is_not_its_own_is_not_read(stage: LaunchStage) -> None:
     end = await stage.run(shell="ln -s /etc/shadow $TASKD_ERROR_FILE; exit 1")
     assert end.report.error is None

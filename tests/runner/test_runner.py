@@ -19,6 +19,7 @@ from taskd.runner.http import HttpKind
 from taskd.runner.output import Output
 from taskd.runner.reaper import Reaper
 from taskd.runner.runner import Runner
+from taskd.runner.secrets import Secrets
 from tests.runner.stage import Audience, new_key, own_children
 
 
@@ -50,7 +51,8 @@ class Witness:
 
 def _runner(directory: Path, diary: list[str], fails: str = "") -> Runner:
     kinds = {name: Witness(name, diary, name == fails) for name in ("command", "http", "handlers")}
-    return Runner(Output(directory), Reaper(uuid.uuid4().hex), **kinds)
+    secrets = Secrets(directory / "secrets")
+    return Runner(Output(directory), Reaper(uuid.uuid4().hex), **kinds, on_progress=lambda *_: None, secrets=secrets)
 
 
 async def test_each_type_has_its_kind(tmp_path: Path) -> None:
@@ -88,7 +90,9 @@ async def test_worker_starts_where_another_was_killed(tmp_path: Path) -> None:
     output, reaper = Output(tmp_path), Reaper(worker)
     place = Place(tmp_path, "", worker)
     command = CommandKind(place, audience.on_progress, output, reaper)
-    runner = Runner(output, reaper, command, HttpKind(audience.on_progress), Witness("handlers", []))
+    tell = audience.on_progress
+    secrets = Secrets(tmp_path / "secrets")
+    runner = Runner(output, reaper, command, HttpKind(tell), Witness("handlers", []), on_progress=tell, secrets=secrets)
     leftovers = await runner.open()
     assert (leftovers.killed, leftovers.alive) == (2, ())
     assert sorted(output.read(key.task_id, 1, "stdout", 0, 100)[1].split()) == [b"daemon", b"task"]

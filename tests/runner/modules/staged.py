@@ -331,3 +331,9 @@ def scribble() -> None:
             if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 os.write(int(name), b"\xff" * 8)
     time.sleep(1000)
+
+
+@task
+def tell_secret(name: str) -> list[Any]:
+    value = current().secret(name)
+    return [value, value in os.environ.values(), value in repr(current())]
