@@ -244,6 +244,10 @@ class Launches:
 def launcher_command(descriptor: int, settings: LauncherSettings) -> list[str]:
     """The command that starts a launcher on an open connection."""
     program = [sys.executable] if interpreter.is_self_contained() else [sys.executable, "-P", "-m", "taskd"]
+    return [
+        *program, "launcher", "--connection", str(descriptor), "--user", settings.user,
+        "--directory", str(settings.directory), "--processes-max", str(settings.processes_max),
+    ]  # fmt: skip
 
 
 def _close_all(descriptors: Sequence[int]) -> None:
