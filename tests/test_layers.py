@@ -33,7 +33,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd.api": (*WORLD, "taskd.store.base", "taskd.core.constraints"),
     "taskd.daemon": ("taskd",),
     "taskd.client": (*COMMON, "taskd.paths"),
-    "taskd.cli": (*COMMON, "taskd.paths", "taskd.client"),
+    "taskd.cli": (*COMMON, "taskd.paths", "taskd.client", "taskd.service"),
+    "taskd.service": ("taskd.errors",),
     # The modules at the top.
     "taskd": ("taskd.errors",),
     "taskd.__init__": ("taskd.client", "taskd.handler", "taskd.version", "taskd.errors"),

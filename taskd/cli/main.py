@@ -49,6 +49,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "cluster": Entry("cluster", "cluster", "Say how the cluster is."),
         "node": Entry("nodes", "node", "List, show, drain and resume nodes."),
         "key": Entry("keys", "key", "Show or import the cluster key."),
+        "service": Entry("service", "service", "Have systemd run a daemon of this machine."),
         "doctor": Entry("doctor", "doctor", "Check this machine and its daemon."),
         "config": Entry("settings", "config", "Check the configuration."),
         "completion": Entry("completion", "completion", "Print the completion script for a shell."),

@@ -1,0 +1,1 @@
+"""taskd as a service of systemd: its units, and how they come onto a machine."""
