@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim bench bench-run bench-takeover bench-depth bench-scale bench-check binary clean
+.PHONY: help venv demo test check format integration sim bench bench-run bench-takeover bench-depth bench-scale bench-check binary deb clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-check: $(VENV)/.develops ## Whether the hot path costs what it did, as rat
 
 binary: dist/taskd ## dist/taskd, one file that needs no Python, and dist/taskd-folder, the same as a folder that starts quicker
 	@$(BIN)/python packaging/binary/measure.py dist/taskd dist/taskd-folder
+
+deb: dist/taskd ## The Debian package in dist/: the program, units, users, settings, man pages, completions
+	@$(BIN)/python packaging/deb.py --program dist/taskd-folder --output dist
 
 venv: $(VENV)/.develops ## The virtual environment, anew where pyproject.toml has changed
 
