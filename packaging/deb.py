@@ -96,7 +96,7 @@ def _fill(tree: Path, program: Path) -> None:
     _write(documents / "changelog", (ROOT / "CHANGELOG.md").read_text())
     _compress(documents / "changelog")
     for directory, _, names in os.walk(tree):
-        os.chmod(directory, 0o755)  # noqa: S103  # everybody may read programs and manuals
+        os.chmod(directory, 0o755)  # everybody may read programs and manuals
         for name in names:
             path = Path(directory, name)
             if not path.is_symlink():

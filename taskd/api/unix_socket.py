@@ -106,7 +106,8 @@ def _set_access(path: Path, mode: int, group: str) -> int:
     try:
         if gid is None:
             raise PermissionError
-        os.chown(path, -1, gid)
+        if os.lstat(path).st_gid != gid:  # Where it is so already, nobody needs a right to give files away.
+            os.chown(path, -1, gid)
     except PermissionError:
         mode &= ~_GROUP_BITS
     os.chmod(path, mode)
