@@ -207,6 +207,8 @@ class Connection(asyncio.Protocol):
             self._flush()
             self.close(error.message, is_refusal=True)
             return
+        if session.rest_s > 0:
+            self._rest(session.rest_s)
         self._send_own()
         if not was_open and session.peer is not None:
             self.opened_at = self.heard_at = monotonic()
@@ -217,6 +219,17 @@ class Connection(asyncio.Protocol):
             self._owner.connection_received(self, messages)
         if session.goodbye is not None:
             self.close(session.goodbye)
+
+    def _rest(self, rest_s: float) -> None:
+        """Read no more for a while: a torrent of one peer is not to take the time of the others."""
+        transport = self._transport
+        if transport is not None and transport.is_reading():
+            transport.pause_reading()
+            self._loop.call_later(rest_s, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._reason is None and self._transport is not None:
+            self._transport.resume_reading()
 
     def _send_own(self) -> None:
         assert self.session is not None

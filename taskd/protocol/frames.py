@@ -28,7 +28,9 @@ def encode(message: Message) -> bytes:
 class FrameReader:
     """Takes bytes as they come, however cut, and gives the messages that are complete."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
+        """`bytes_max`: of one frame."""
+        self.bytes_max = bytes_max
         self._buffer = bytearray()
         self._needed = _HEAD_BYTES  # bytes that make the next step possible; below that nothing is looked at
 
@@ -44,8 +46,8 @@ class FrameReader:
             with memoryview(buffer) as view:
                 while end - start >= _HEAD_BYTES:
                     size = int.from_bytes(view[start : start + _HEAD_BYTES], "big")
-                    if not 0 < size <= FRAME_BYTES_MAX:
-                        raise ProtocolError(f"a frame of {size} bytes is not allowed (1 to {FRAME_BYTES_MAX})")
+                    if not 0 < size <= self.bytes_max:
+                        raise ProtocolError(f"a frame of {size} bytes is not allowed (1 to {self.bytes_max})")
                     stop = start + _HEAD_BYTES + size
                     if stop > end:
                         self._needed = stop - start

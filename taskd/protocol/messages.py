@@ -137,11 +137,11 @@ class HandlerInfo(Part, frozen=True):
 class Offer(Part, frozen=True):
     """What a worker can run. Amounts are thousandths: 1500 of `cpus` are one and a half; memory is in bytes x 1000."""
 
-    slots: Unsigned
-    capacity: dict[Name, Unsigned]
-    labels: dict[Name, Name]
-    types: tuple[Name, ...]  # Built-in types: command, http.
-    handlers: tuple[HandlerInfo, ...] = ()
+    slots: Annotated[int, Meta(ge=0, le=1_000_000)]
+    capacity: Annotated[dict[Name, Unsigned], Meta(max_length=1000)]
+    labels: Annotated[dict[Name, Name], Meta(max_length=1000)]
+    types: Annotated[tuple[Name, ...], Meta(max_length=100)]  # Built-in types: command, http.
+    handlers: Annotated[tuple[HandlerInfo, ...], Meta(max_length=4096)] = ()
 
 
 class Assignment(Part, frozen=True):

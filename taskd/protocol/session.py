@@ -12,7 +12,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from taskd.errors import ProtocolError, Refused
-from taskd.protocol.frames import FrameReader, encode
+from taskd.protocol.budget import GREETING_BYTES_MAX, Budget
+from taskd.protocol.frames import FRAME_BYTES_MAX, FrameReader, encode
 from taskd.protocol.messages import MAY_SEND, PROTOCOL_VERSION, Goodbye, Hello, Message, NodeInfo, Ping, Pong, Role
 
 HELLO_TIMEOUT_S = 5.0
@@ -57,7 +58,9 @@ class Session:
         self._utc = utc
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
-        self._reader = FrameReader()
+        self._reader = FrameReader(GREETING_BYTES_MAX)
+        self._budget = Budget(now)
+        self.rest_s = 0.0  # for so long no more is to be read: the peer has said much in this second
         self._heard = now
         self._hello_due = now + HELLO_TIMEOUT_S
         self._ping_due = now + heartbeat_s
@@ -75,11 +78,14 @@ class Session:
         """The messages for others in what came in. Raises ProtocolError, Refused."""
         self._heard = now
         received: list[Message] = []
+        self.rest_s = self._budget.take(len(data), now)
+        spend = self._budget.spend
         for message in self._reader.feed(data):
             if self.state is State.GREETING:
                 self._greet(message, now)
             elif self.state is State.OPEN:
                 kind = type(message)
+                spend(kind)
                 if not MAY_SEND[kind] & self._certified_roles:
                     roles = ",".join(sorted(self._certified_roles))
                     raise ProtocolError(f"a {roles} may not send {kind.__name__}")
@@ -112,6 +118,7 @@ class Session:
             raise Refused(f"has our node id {node.node_id} and another store: give one of us another --node-id")
         self.peer = node
         self.state = State.OPEN
+        self._reader.bytes_max = FRAME_BYTES_MAX
         self._ping(now)
 
     def _own(self, message: Message, now: float) -> None:

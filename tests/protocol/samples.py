@@ -21,8 +21,8 @@ nodes = st.builds(msg.NodeInfo, unsigned, names, roles, ids, unsigned, names)
 handlers = st.builds(msg.HandlerInfo, names, bodies, names, names)
 amounts = st.dictionaries(names, unsigned, max_size=4)
 offers = st.builds(
-    msg.Offer, unsigned, amounts, st.dictionaries(names, names, max_size=4), st.lists(names, max_size=3).map(tuple),
-    st.lists(handlers, max_size=3).map(tuple),
+    msg.Offer, st.integers(0, 1_000_000), amounts, st.dictionaries(names, names, max_size=4),
+    st.lists(names, max_size=3).map(tuple), st.lists(handlers, max_size=3).map(tuple),
 )  # fmt: skip
 assignments = st.builds(msg.Assignment, keys, bodies)
 started = st.builds(msg.AttemptStarted, keys, times)
