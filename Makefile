@@ -7,19 +7,20 @@ VENV ?= .venv
 JOBS ?= 2
 SEED ?= 0
 SEEDS ?= 100
+N ?= 50000
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim bench bench-run bench-takeover bench-depth bench-scale bench-check binary deb clean
+.PHONY: help venv demo test check format integration sim fuzz bench bench-run bench-takeover bench-depth bench-scale bench-check binary deb clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=$(PYTHON)  which Python makes the virtual environment $(VENV)"
 	@echo "JOBS=$(JOBS)  how many tests run at once    ARGS=…  more arguments for pytest, the demo or the benchmarks"
-	@echo "SEED=$(SEED), SEEDS=$(SEEDS)  which simulated clusters"
+	@echo "SEED=$(SEED), SEEDS=$(SEEDS)  which simulated clusters    N=$(N)  how many hostile frames"
 
 demo: $(VENV)/.runs ## Two schedulers and three workers find each other and do real work; a worker and the leader are killed
 	$(BIN)/python examples/demo.py $(ARGS)

@@ -14,6 +14,7 @@ JOIN_S = 0.6  # Long enough to hear of a scheduler on the LAN: discovery takes a
 # After the connection to a leader broke: a redial takes 0.05 s and more. If it comes through, the leader is not dead.
 LOST_WAIT_S = 0.15
 DENIED_WAIT_S = 0.2
+GRANT_S = 60.0  # Who claims, and neither leads nor takes any rows for so long, is waited for no more.
 SPEAK_WAIT_S = 2.0  # Who is connected and does not say whom it follows is not waited for any longer.
 EPOCH_MAX = 1 << 32  # That anybody believes who has never heard of any: a change of leaders a second for 136 years.
 EPOCH_JUMP_MAX = 1 << 20  # A greater jump is damage or malice: following it would use up the numbers.
@@ -51,6 +52,7 @@ class Election:
         self.leading: Term | None = None  # our own term while we decide
         self.followed: Term | None = None  # of the leader that we are connected to
         self.granted: Term | None = None  # whose claim we answered; it has not begun to lead yet
+        self._granted_until = 0.0
         self.is_claiming = False
         self._peers: dict[int, _Peer] = {}
         self._joined_at: float | None = None  # until then we only look around
@@ -69,6 +71,8 @@ class Election:
     def next_deadline(self, now: float) -> float | None:
         """When may_claim may change by itself. Later only events can change it."""
         due = [time for time in (self._joined_at, self._wait_until) if time is not None and time > now]
+        if self.granted is not None and self._granted_until > now:
+            due.append(self._granted_until)
         due += [peer.speaks_until for peer in self._peers.values() if not peer.has_spoken and peer.speaks_until > now]
         return min(due, default=None)
 
@@ -134,6 +138,10 @@ class Election:
             if self.followed is not None and term.rank() > self.followed.rank():
                 self.followed = None
 
+    def grant(self, term: Term, now: float) -> None:
+        """Wait for who claims under this term; told again while it takes rows."""
+        self.followed, self.granted, self._granted_until = None, term, now + GRANT_S
+
     def is_stale(self, term: Term) -> bool:
         """Whether a greater term is known."""
         return self.greatest is not None and term.rank() < self.greatest.rank()
@@ -151,7 +159,9 @@ class Election:
 
     def may_claim(self, now: float) -> bool:
         """Whether to claim now: nobody leads, nobody hears a leader, and nobody lower would."""
-        if self.leading is not None or self.is_claiming or self.followed is not None or self.granted is not None:
+        if self.leading is not None or self.is_claiming or self.followed is not None:
+            return False
+        if self.granted is not None and now < self._granted_until:
             return False
         if not self.is_ready(now) or now < self._wait_until:
             return False

@@ -228,6 +228,9 @@ class Leadership:
 
     def on_claim(self, sender: int, message: msg.Claim, now: float) -> None:
         """Another scheduler wants to lead: obey its term, and give it what it lacks."""
+        if message.term.node_id != sender:
+            self._say(Disconnect(sender, "it claims in another's name"))
+            return
         before = self.election.greatest
         try:
             self.election.learn(message.term)
@@ -239,7 +242,7 @@ class Leadership:
             self._say(Send(sender, msg.Denied(message.term, self.election.greatest, self.election.standing)))
             return
         self._heard_term(before, now)
-        self.election.followed, self.election.granted = None, message.term
+        self.election.grant(message.term, now)
         self.replica.leave()
         self._owed = (sender, message)
 
@@ -280,6 +283,8 @@ class Leadership:
 
     def on_page_taken(self, sender: int, message: msg.PageTaken, now: float) -> None:
         """A page of ours is durable over there."""
+        if message.term == self.election.granted and sender == message.term.node_id:
+            self.election.grant(message.term, now)
         self._giver.taken(sender, message)
 
     # -- Standbys ------------------------------------------------------------------------------------------------------

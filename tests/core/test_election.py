@@ -10,6 +10,7 @@ from taskd.core.election import (
     EPOCH_JUMP_MAX,
     EPOCH_MAX,
     EPOCH_TOP,
+    GRANT_S,
     JOIN_S,
     LOST_WAIT_S,
     SPEAK_WAIT_S,
@@ -149,10 +150,18 @@ def test_a_greater_term_ends_following_the_lesser(election: Election) -> None:
 
 def test_whose_claim_was_granted_is_given_time(election: Election) -> None:
     meet(election, 9)
-    election.granted = Term(4, 9, 1)
+    election.grant(Term(4, 9, 1), LATER)
     assert not election.may_claim(LATER)
     election.heard(9, Leading(None, may_lead=True), is_proven=True)
     assert election.may_claim(LATER), "it gave up"
+
+
+def test_whose_claim_was_granted_and_comes_to_nothing_is_not_waited_for_for_ever(election: Election) -> None:
+    meet(election, 9)
+    election.grant(Term(4, 9, 1), LATER)
+    assert election.next_deadline(LATER) == LATER + GRANT_S
+    assert not election.may_claim(LATER + GRANT_S - 0.01)
+    assert election.may_claim(LATER + GRANT_S)
 
 
 def test_whose_claim_was_denied_tries_again_later(election: Election) -> None:
