@@ -44,6 +44,9 @@ integration: $(VENV)/.develops ## Only the tests with real daemons
 sim: $(VENV)/.develops ## Whole clusters in simulated time, with every kind of fault: SEEDS of them, from SEED on
 	$(BIN)/python -m tests.sim --seed $(SEED) --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
 
+fuzz: $(VENV)/.develops ## Hostile frames and messages into sessions and whole clusters: N of them, from SEED on
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(N) --jobs $(JOBS) $(ARGS)
+
 bench: bench-run bench-depth bench-scale ## All of the next three; a quarter of an hour
 
 bench-run: $(VENV)/.develops ## Throughput and latency, beside what the machine itself can do; two minutes
