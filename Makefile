@@ -8,6 +8,7 @@ JOBS ?= 2
 SEED ?= 0
 SEEDS ?= 100
 N ?= 50000
+MINUTES ?= 30
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -60,6 +61,9 @@ bench-depth: $(VENV)/.develops ## What long queues cost: memory, rate, restart; 
 
 bench-scale: $(VENV)/.develops ## A leader and up to a thousand workers, and short tasks over many of them; some five minutes
 	$(BIN)/python -m bench.scale $(ARGS)
+
+soak: $(VENV)/.develops ## A cluster under load while a random daemon is killed every 30 s: half an hour, MINUTES=2 for less
+	$(BIN)/python -m bench.soak --minutes $(MINUTES) $(ARGS)
 
 bench-check: $(VENV)/.develops ## Whether the hot path costs what it did, as ratios that hold on any machine; half a minute
 	$(BIN)/python -m bench.check $(ARGS)
