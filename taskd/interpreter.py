@@ -23,6 +23,7 @@ INTERNAL_OPTION = "--internal-process"
 # What taskd starts of itself; each of these modules has `main(arguments)`.
 PROGRAMS = {
     "store": "taskd.store.process",
+    "snapshot": "taskd.store.snapshot",
     "handlers": "taskd.runner.handler_process",
 }
 

@@ -33,7 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd.api": (*WORLD, "taskd.store.base", "taskd.core.constraints"),
     "taskd.daemon": ("taskd",),
     "taskd.client": (*COMMON, "taskd.paths"),
-    "taskd.cli": (*COMMON, "taskd.paths", "taskd.client", "taskd.service"),
+    "taskd.cli": (*COMMON, "taskd.paths", "taskd.client", "taskd.service", "taskd.backup_file"),
     "taskd.service": ("taskd.errors",),
     # The modules at the top.
     "taskd": ("taskd.errors",),
@@ -53,6 +53,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "taskd.cli",
         "taskd.config",
     ): "`taskd config check` and `taskd start` read the settings, `taskd key` their key file",
+    ("taskd.cli", "taskd.daemon.restore"): "`taskd restore` puts a state directory in place, without a daemon",
     ("taskd.cli", "taskd.net.security"): "`taskd key` shows and imports keys, without a daemon",
     ("taskd.cli", "taskd.net.keyring"): "`taskd key` replaces keys, without a daemon",
     ("taskd.cli", "taskd.net.discovery"): "`taskd doctor` says which addresses mDNS would use, without a daemon",

@@ -20,6 +20,7 @@ from taskd.errors import Ambiguous, NotFound, TaskdError
 from taskd.version import VERSION
 
 LEADER_TIMEOUT_S = 2.0  # People wait for this answer, and it is of use without the leader's word too.
+TAR_TYPE = "application/x-tar"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 EVENTS_TYPE = "text/event-stream"
 LEADER_CHANGED = "leader.changed"
@@ -167,6 +168,11 @@ async def ready(request: ApiRequest, service: Service) -> ApiResponse:
 async def metrics(request: ApiRequest, service: Service) -> ApiResponse:
     """This node's figures in the Prometheus text format."""
     return ApiResponse(content_type=METRICS_TYPE, body=service.metrics())
+
+
+async def backup(request: ApiRequest, service: Service) -> ApiResponse:
+    """A consistent copy of what this scheduler keeps."""
+    return ApiResponse(content_type=TAR_TYPE, stream=service.backup())
 
 
 async def root(request: ApiRequest, service: Service) -> ApiResponse:

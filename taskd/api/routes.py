@@ -25,6 +25,7 @@ Handler = Callable[[ApiRequest, Service], Awaitable[ApiResponse]]
 
 JSON = "application/json"
 TEXT = "text/plain"
+TAR = cluster.TAR_TYPE
 
 
 class Route(Struct, frozen=True):
@@ -148,6 +149,10 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/readyz", cluster.ready, "Whether a request would be served now", {JSON: (ct.Ready,)}, (cluster.OWN,),
         by_leader=False, otherwise={503: ct.Ready},
+    ),
+    Route(
+        "GET", "/v1/backup", cluster.backup, "A consistent copy of what this scheduler keeps, as a tar file",
+        {TAR: ()}, by_leader=False, needs_admin=True, errors=(409, 507),
     ),
     Route("GET", "/metrics", cluster.metrics, "Figures for Prometheus", {TEXT: ()}, by_leader=False),
     Route("GET", "/openapi.json", openapi, "This description", {JSON: (dict[str, Any],)}, by_leader=False),

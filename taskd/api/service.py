@@ -158,6 +158,10 @@ class Service(Protocol):
     def metrics(self) -> bytes:
         """This node's figures in the Prometheus text format."""
 
+    def backup(self) -> AsyncIterator[bytes]:
+        """A consistent copy of what this scheduler keeps (backup_file.py); nothing comes before it is made. Raises
+        Conflict where this node is no scheduler or makes one already, DiskFull, StoreError."""
+
     # Last in the class: after it, the word `list` means this method and no longer the type. Called as `rows` is.
 
     async def list(self, query: Query) -> list[TaskRow]:

@@ -50,6 +50,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "node": Entry("nodes", "node", "List, show, drain and resume nodes."),
         "key": Entry("keys", "key", "Show or import the cluster key."),
         "service": Entry("service", "service", "Have systemd run a daemon of this machine."),
+        "backup": Entry("backup", "backup", "Write a copy of a scheduler's state to a file."),
+        "restore": Entry("backup", "restore", "Begin again from such a copy."),
         "doctor": Entry("doctor", "doctor", "Check this machine and its daemon."),
         "config": Entry("settings", "config", "Check the configuration."),
         "completion": Entry("completion", "completion", "Print the completion script for a shell."),

@@ -140,6 +140,11 @@ def events(*, kinds: Sequence[str] = (), tasks: Sequence[str] = ()) -> Call:
     return Call("GET", "/v1/events" + query(kind=",".join(kinds), task=",".join(tasks)), timeout_s=None)
 
 
+def backup() -> Call:
+    """A copy of what this scheduler keeps, as a stream. Making it takes a second for some hundred MiB."""
+    return Call("GET", "/v1/backup", is_repeatable=False, timeout_s=None)
+
+
 def ready() -> Call:
     """Whether the daemon serves: a leader is known and answers."""
     return Call("GET", "/readyz")

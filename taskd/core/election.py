@@ -178,7 +178,8 @@ class Election:
         """Why nobody leads, as far as we can tell: for people."""
         if self._joined_at is not None and self._joined_at - now > JOIN_S:
             left_s = self._joined_at - now
-            return f"this scheduler's disk is empty: it leads in {left_s:.0f} s unless it finds one that has tasks"
+            why = "this scheduler's disk is empty or was restored"
+            return f"{why}: it leads in {left_s:.0f} s unless it finds one that has tasks"
         if not self.is_ready(now):
             return "no scheduler leads yet: they are still looking for each other"
         for peer in self._peers.values():

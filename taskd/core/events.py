@@ -31,7 +31,8 @@ class Event(Struct, frozen=True):
 class Loaded(Event, frozen=True):
     """A scheduler's database was opened at start. `term`: the greatest seen. `seen`: how much of each term's commits it
     holds, the greatest lsn of each. `purged`: its last commit that purged tasks. `is_empty`: it never
-    held all that a leader held. `has_strays`: it may hold rows that `seen` does not cover."""
+    held all that a leader held, or was restored from a backup and has known no leader since. `has_strays`: it may hold
+    rows that `seen` does not cover."""
 
     term: Term | None
     seen: list[Dot]

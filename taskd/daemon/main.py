@@ -29,6 +29,7 @@ from taskd.core.node import Node
 from taskd.core.seal import Seal
 from taskd.core.settings import SchedulerSettings
 from taskd.daemon import logs
+from taskd.daemon.backups import Backups
 from taskd.daemon.calls import CallMessage, Calls
 from taskd.daemon.hub import Hub
 from taskd.daemon.ids import NO_ID
@@ -195,8 +196,9 @@ class Daemon:
         read_output = work.read_output if work is not None else None
         metrics = text_source(shell, lambda: mesh.counters.reconnects, mesh.peers)
         service = DaemonService(
-            shell, calls, config.node.cluster, mesh.peers, read_output, metrics, config.scheduler.free_disk_min_bytes
-        )
+            shell, calls, config.node.cluster, mesh.peers, read_output, metrics, config.scheduler.free_disk_min_bytes,
+            None if store is None else Backups(store, info, config.node.cluster, config.scheduler.free_disk_min_bytes),
+        )  # fmt: skip
 
         if store is not None:
             shell.tell(store.load())

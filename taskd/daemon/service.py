@@ -18,6 +18,7 @@ from taskd.core.nodes import is_doubtful
 from taskd.core.scheduler import Scheduler
 from taskd.core.signature import Checker
 from taskd.core.task import TaskState
+from taskd.daemon.backups import Backups
 from taskd.daemon.calls import Calls
 from taskd.daemon.hub import TaskWatch, change_of
 from taskd.daemon.ids import IdSource, text_of
@@ -25,7 +26,7 @@ from taskd.daemon.outputs import ReadOutput, error_of, output_request
 from taskd.daemon.relay import Relay
 from taskd.daemon.shell import Shell, monotonic
 from taskd.daemon.views import PeerView, Views
-from taskd.errors import DiskFull, InvalidRequest
+from taskd.errors import Conflict, DiskFull, InvalidRequest
 from taskd.protocol.messages import HandlerInfo, NodeRow, TaskRow
 from taskd.store.base import Query, Store
 
@@ -46,6 +47,7 @@ class DaemonService:
         read_output: ReadOutput | None,
         metrics: Callable[[], bytes],
         free_disk_min_bytes: int,
+        backups: Backups | None = None,
     ) -> None:
         self._shell = shell
         self._node = shell.node
@@ -56,6 +58,7 @@ class DaemonService:
         self._read_output = read_output
         self._metrics = metrics
         self._free_disk_min_bytes = free_disk_min_bytes
+        self._backups = backups
         self._free_checked_s = 0.0
         self._away_checked_s = 0.0
         self._away: list[NodeRow] = []  # schedulers that are
@@ -310,6 +313,12 @@ class DaemonService:
     def metrics(self) -> bytes:
         """This node's figures."""
         return self._metrics()
+
+    def backup(self) -> AsyncIterator[bytes]:
+        """A copy of what this scheduler keeps."""
+        if self._backups is None:
+            raise Conflict("this node is a worker only, and keeps nothing that outlives it: ask a scheduler's daemon")
+        return self._backups.parts()
 
     # Last in the class: after it, the word `list` means this method and no longer the type.
 

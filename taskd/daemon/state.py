@@ -99,21 +99,11 @@ class Identity(Struct, frozen=True, forbid_unknown_fields=True):
 def identify(state: StateDirectory, wanted_id: int, now_s: float) -> Identity:
     """The identity kept in the state directory, made at UTC `now_s` where it is new. `wanted_id` is the node id asked
     for, 0 for any. Raises ConfigError where that is another one, or the file is damaged."""
-    path = state.main / _IDENTITY_NAME
-    with _explained(path):
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            identity = _new_identity(state, wanted_id, now_s)
-            _write_durably(path, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
-            return identity
-    try:
-        identity = msgspec.json.decode(raw, type=Identity)
-        instant_s(identity.first_start, now_s)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}): restore it, or remove it and start once with --node-id and this node's id"
-        ) from None
+    identity = known_identity(state, now_s)
+    if identity is None:
+        identity = _new_identity(state, wanted_id, now_s)
+        _write_identity(state, identity)
+        return identity
     if wanted_id not in (0, identity.node_id):
         raise ConfigError(
             f"node id {wanted_id} is asked for, but {state.main} belongs to node {identity.node_id}: "
@@ -121,6 +111,40 @@ def identify(state: StateDirectory, wanted_id: int, now_s: float) -> Identity:
             field="node.id",
         )
     return identity
+
+
+def known_identity(state: StateDirectory, now_s: float) -> Identity | None:
+    """The identity kept in the state directory; None where it is new. Raises ConfigError where the file is damaged."""
+    path = state.main / _IDENTITY_NAME
+    with _explained(path):
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    try:
+        identity = msgspec.json.decode(raw, type=Identity)
+        instant_s(identity.first_start, now_s)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): restore it, or remove it and start once with --node-id and this node's id"
+        ) from None
+    return identity
+
+
+def set_scheduler_identity(state: StateDirectory, node_id: int, first_start: str) -> None:
+    """Have a scheduler be this node from its next start on; 0: a new one. Raises ConfigError."""
+    if node_id:
+        _write_identity(state, Identity(node_id, first_start))
+        return
+    path = state.main / _IDENTITY_NAME
+    with _explained(path):
+        path.unlink(missing_ok=True)
+
+
+def _write_identity(state: StateDirectory, identity: Identity) -> None:
+    path = state.main / _IDENTITY_NAME
+    with _explained(path):
+        _write_durably(path, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
 
 
 def _new_identity(state: StateDirectory, wanted_id: int, now_s: float) -> Identity:

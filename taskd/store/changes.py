@@ -25,6 +25,7 @@ _TAKE = f"""{INSERT} ON CONFLICT (id) DO UPDATE
 _NODE = "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)"
 _META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 _SEEN = "INSERT INTO seen VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET lsn = excluded.lsn WHERE excluded.lsn > lsn"
+_NOT_RESTORED = "DELETE FROM meta WHERE key = 'restored'"
 _REMOVE = "DELETE FROM tasks WHERE id IN carray(?)"
 _REMOVE_ABSENT = f"""{WITH_COVER} DELETE FROM tasks
     WHERE id > :after AND id <= :until AND id NOT IN (SELECT value FROM carray(:present)) AND {IS_COVERED}"""
@@ -40,6 +41,7 @@ def apply(connection: apsw.Connection, write: wire.Write) -> None:
     execute, execute_many = connection.execute, connection.executemany
     if write.term is not None:
         execute(_META, ("term", write.term))
+        execute(_NOT_RESTORED)  # It knows a leader now, or is one.
     if write.nodes:
         execute_many(_NODE, write.nodes)
     if write.inserted:

@@ -76,7 +76,9 @@ _decode_labels = msgspec.msgpack.Decoder(_Labels).decode
 def load(connection: apsw.Connection) -> Loaded:
     """What a scheduler needs at start, tasks aside. Also raises msgspec.DecodeError where the database is damaged."""
     with connection:  # One snapshot.
-        meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('term', 'purged', 'strays')"))
+        meta = dict(
+            connection.execute("SELECT key, value FROM meta WHERE key IN ('term', 'purged', 'strays', 'restored')")
+        )
         seen = [
             Dot(Term(epoch, node_id, boot), lsn)
             for epoch, node_id, boot, lsn in connection.execute("SELECT epoch, node_id, boot, lsn FROM seen")
@@ -89,7 +91,7 @@ def load(connection: apsw.Connection) -> Loaded:
     term = _decode_term(meta["term"]) if "term" in meta else None
     purged = _decode_dot(meta["purged"]) if "purged" in meta else None
     has_strays = meta.get("strays") == b"\x01"
-    is_empty = not seen and (has_strays or not has_tasks)
+    is_empty = (not seen and (has_strays or not has_tasks)) or "restored" in meta
     return Loaded(term, seen, nodes, purged, is_empty, has_strays)
 
 

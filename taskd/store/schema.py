@@ -126,6 +126,11 @@ def _migrations() -> list[str]:
     return [(folder / name).read_text(encoding="utf-8") for name in names]
 
 
+def newest_version() -> int:
+    """The version of the schema that this taskd writes."""
+    return len(_migrations())
+
+
 def _check_ours(connection: apsw.Connection, path: Path, newest: int) -> None:
     version = connection.pragma("user_version")
     if connection.pragma("application_id") != APPLICATION_ID:

@@ -63,7 +63,7 @@ class SQLiteStore:
     ) -> None:
         self.store_id = store_id
         self.on_lost: Callable[[str], None] | None = None  # told why, once the process that writes has ended by itself
-        self._path = path
+        self.path = path
         self._reader = reader
         self._process = process
         self._commits = Channel(commits, self._why_ended)
@@ -156,9 +156,9 @@ class SQLiteStore:
         try:
             yield
         except apsw.Error as error:
-            raise explain(error, self._path) from error
+            raise explain(error, self.path) from error
         except msgspec.DecodeError as error:
-            raise StoreError(f"{self._path} is damaged ({error}): restore a backup") from error
+            raise StoreError(f"{self.path} is damaged ({error}): restore a backup") from error
 
     # -- Long reading, in the process ----------------------------------------------------------------------------------
 
@@ -271,15 +271,15 @@ class SQLiteStore:
         total = 0
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
-                total += os.stat(f"{self._path}{suffix}").st_size
+                total += os.stat(f"{self.path}{suffix}").st_size
         return total
 
     def free_bytes(self) -> int:
         """Bytes free on the database's disk, to us. Raises StoreError."""
         try:
-            found = os.statvfs(self._path)
+            found = os.statvfs(self.path)
         except OSError as error:
-            raise StoreError(f"{self._path}: {error.strerror}") from error
+            raise StoreError(f"{self.path}: {error.strerror}") from error
         return found.f_bavail * found.f_frsize
 
     def close(self) -> None:
@@ -301,7 +301,7 @@ class SQLiteStore:
             ended = f"ended with status {self._process.wait(EXIT_S)}"
         except subprocess.TimeoutExpired:
             ended = "stopped answering"
-        reason = f"the process {self._process.pid} that writes {self._path} {ended}"
+        reason = f"the process {self._process.pid} that writes {self.path} {ended}"
         if self.on_lost is not None and not self._is_closed:
             self.on_lost(reason)
         return reason

@@ -338,6 +338,10 @@ class FakeService:
     def metrics(self) -> bytes:
         return b"taskd_is_leader 1\n"
 
+    async def backup(self) -> AsyncIterator[bytes]:
+        yield b"manifest"
+        yield b"database"
+
     async def list(self, query: Query) -> list[TaskRow]:
         self.queries.append(query)
         rows = [self.tasks[task_id] for task_id in sorted(self.tasks, reverse=True)]
