@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim fuzz bench bench-run bench-takeover bench-depth bench-scale bench-check binary deb clean
+.PHONY: help venv demo test check format integration sim fuzz bench bench-run bench-takeover bench-depth bench-scale bench-check soak bench-flood binary deb clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-depth: $(VENV)/.develops ## What long queues cost: memory, rate, restart; 
 
 bench-scale: $(VENV)/.develops ## A leader and up to a thousand workers, and short tasks over many of them; some five minutes
 	$(BIN)/python -m bench.scale $(ARGS)
+
+bench-flood: $(VENV)/.develops ## What a flood of strangers at the peer port does to submissions; two minutes
+	$(BIN)/python -m bench.flood $(ARGS)
 
 soak: $(VENV)/.develops ## A cluster under load while a random daemon is killed every 30 s: half an hour, MINUTES=2 for less
 	$(BIN)/python -m bench.soak --minutes $(MINUTES) $(ARGS)

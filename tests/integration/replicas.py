@@ -81,6 +81,11 @@ class Replicas(Cluster):
         self.daemons.remove(daemon)
 
     @property
+    def addresses(self) -> list[str]:
+        """Where the schedulers listen, HOST:PORT, on loopback."""
+        return self._join
+
+    @property
     def live(self) -> list[Daemon]:
         """The daemons whose processes run."""
         return [daemon for daemon in self.daemons if daemon.process is not None]
