@@ -130,11 +130,11 @@ class Connection(asyncio.Protocol):
                     self._transport, self, context, server_side=not self.is_dialled, server_hostname=name,
                     ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 )  # fmt: skip
-            if transport is None:
+            tls = transport.get_extra_info("ssl_object") if transport is not None else None
+            if transport is None or tls is None:  # On uvloop: it has gone in the very moment.
                 raise Refused("broke off the handshake: perhaps it has another cluster key")
             self._transport = transport
             transport.set_write_buffer_limits(high=BUFFERED_BYTES_HIGH)
-            tls = transport.get_extra_info("ssl_object")
             credentials = self._settings.ring.of(tls.context)
             node_id, roles = credentials.identify(tls.getpeercert(True))
             self.fingerprint = credentials.fingerprint
@@ -360,6 +360,7 @@ def _tls_words(error: ssl.SSLError) -> str:
         "TLSV13_ALERT_CERTIFICATE_REQUIRED": "wants a certificate",
         "UNSUPPORTED_PROTOCOL": "does not speak TLS 1.3",
         "WRONG_VERSION_NUMBER": "does not speak TLS",
+        "CALLBACK_FAILED": "asks for a cluster key that is not ours",
         "HTTP_REQUEST": "speaks HTTP and not TLS",
     }
     return words.get(reason, f"failed the TLS handshake ({reason})")

@@ -391,5 +391,7 @@ class Mesh:
             self._on_event(PeerDown(node.node_id, reason, is_orderly))
 
         session = connection.session
-        if session is not None and session.taken_by and not self._is_stopping:
+        # A scheduler's word alone: it may end a node that starts.
+        is_believed = session is not None and "scheduler" in session.certified_roles
+        if session is not None and session.taken_by and is_believed and not self._is_stopping:
             self._on_event(Collided(session.taken_by, connection.address, session.is_copy))

@@ -28,9 +28,9 @@ def encode(message: Message) -> bytes:
 class FrameReader:
     """Takes bytes as they come, however cut, and gives the messages that are complete."""
 
-    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
-        """`bytes_max`: of one frame."""
-        self.bytes_max = bytes_max
+    def __init__(self, first_bytes_max: int = FRAME_BYTES_MAX) -> None:
+        """`first_bytes_max`: of the first frame, whose sender is a stranger still."""
+        self._bytes_max = first_bytes_max
         self._buffer = bytearray()
         self._needed = _HEAD_BYTES  # bytes that make the next step possible; below that nothing is looked at
 
@@ -46,14 +46,15 @@ class FrameReader:
             with memoryview(buffer) as view:
                 while end - start >= _HEAD_BYTES:
                     size = int.from_bytes(view[start : start + _HEAD_BYTES], "big")
-                    if not 0 < size <= self.bytes_max:
-                        raise ProtocolError(f"a frame of {size} bytes is not allowed (1 to {self.bytes_max})")
+                    if not 0 < size <= self._bytes_max:
+                        raise ProtocolError(f"a frame of {size} bytes is not allowed (1 to {self._bytes_max})")
                     stop = start + _HEAD_BYTES + size
                     if stop > end:
                         self._needed = stop - start
                         break
                     messages.append(_decoder.decode(view[start + _HEAD_BYTES : stop]))
                     start = stop
+                    self._bytes_max = FRAME_BYTES_MAX
                 else:
                     self._needed = _HEAD_BYTES
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

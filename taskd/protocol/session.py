@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 from taskd.errors import ProtocolError, Refused
 from taskd.protocol.budget import GREETING_BYTES_MAX, Budget
-from taskd.protocol.frames import FRAME_BYTES_MAX, FrameReader, encode
+from taskd.protocol.frames import FrameReader, encode
 from taskd.protocol.messages import MAY_SEND, PROTOCOL_VERSION, Goodbye, Hello, Message, NodeInfo, Ping, Pong, Role
 
 HELLO_TIMEOUT_S = 5.0
@@ -54,7 +54,7 @@ class Session:
         self._node = node
         self._cluster = cluster
         self.certified_id = certified_id
-        self._certified_roles = frozenset(certified_roles)
+        self.certified_roles = frozenset(certified_roles)
         self._utc = utc
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
@@ -86,8 +86,8 @@ class Session:
             elif self.state is State.OPEN:
                 kind = type(message)
                 spend(kind)
-                if not MAY_SEND[kind] & self._certified_roles:
-                    roles = ",".join(sorted(self._certified_roles))
+                if not MAY_SEND[kind] & self.certified_roles:
+                    roles = ",".join(sorted(self.certified_roles))
                     raise ProtocolError(f"a {roles} may not send {kind.__name__}")
                 if kind is Ping or kind is Pong or kind is Goodbye or kind is Hello:
                     self._own(message, now)
@@ -106,7 +106,7 @@ class Session:
             raise Refused(f"speaks protocol version {message.version}, we speak {PROTOCOL_VERSION}: upgrade one of us")
         if message.cluster != self._cluster:
             raise Refused(f"belongs to the cluster {message.cluster!r}, we to {self._cluster!r}")
-        if node.node_id != self.certified_id or not frozenset(node.roles) <= self._certified_roles:
+        if node.node_id != self.certified_id or not frozenset(node.roles) <= self.certified_roles:
             raise Refused(f"says it is node {node.node_id}, and its certificate says {self.certified_id}")
         if node.store_id == self._node.store_id and node.boot == self._node.boot:
             raise Refused("is this node itself")
@@ -118,7 +118,6 @@ class Session:
             raise Refused(f"has our node id {node.node_id} and another store: give one of us another --node-id")
         self.peer = node
         self.state = State.OPEN
-        self._reader.bytes_max = FRAME_BYTES_MAX
         self._ping(now)
 
     def _own(self, message: Message, now: float) -> None:

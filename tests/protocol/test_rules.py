@@ -15,6 +15,7 @@ from taskd.protocol.frames import encode
 from taskd.protocol.session import Session
 from tests.protocol.samples import ONE_OF_EACH
 from tests.protocol.test_session import hello, opened
+from tests.protocol.test_session import session as greeting
 
 # Written out, so that who changes the table of the code has to say so here too. S: schedulers, W: workers.
 TABLE = {
@@ -83,6 +84,10 @@ def test_before_its_hello_nobody_is_read_much_from() -> None:
     )
     with pytest.raises(ProtocolError, match="is not allowed"):
         session.receive((GREETING_BYTES_MAX + 1).to_bytes(4, "big"), 0.0)
-    session = opened()
-    session.receive((GREETING_BYTES_MAX + 1).to_bytes(4, "big"), 1.0)
-    assert hello()
+
+
+def test_a_large_message_may_follow_right_behind_the_hello() -> None:
+    """A worker that comes back with much work says so in one go, and the network makes one piece of it."""
+    large = msg.Inventory(1, tuple(msg.AttemptKey(bytes(16), number, msg.Term(1, 1, 1), 1) for number in range(3000)))
+    assert len(encode(large)) > GREETING_BYTES_MAX
+    assert greeting().receive(hello() + encode(large), 0.0) == [large]
