@@ -10,7 +10,6 @@ from typing import Protocol, cast
 from taskd.errors import ProtocolError, Refused
 from taskd.net.gate import source_of
 from taskd.net.keyring import Ring, server_name
-from taskd.protocol.frames import encode
 from taskd.protocol.messages import Goodbye, Message, NodeInfo
 from taskd.protocol.session import Session, State
 
@@ -203,7 +202,7 @@ class Connection(asyncio.Protocol):
             messages = session.receive(data, self.heard_at) if data else []
         except (ProtocolError, Refused) as error:
             # The peer has shown a key of this cluster: it may know why.
-            self._queue(encode(Goodbye(f"refused: {error.message}"[:GOODBYE_CHARS_MAX])))
+            self._queue(session.encode(Goodbye(f"refused: {error.message}"[:GOODBYE_CHARS_MAX])))
             self._flush()
             self.close(error.message, is_refusal=True)
             return
@@ -264,7 +263,8 @@ class Connection(asyncio.Protocol):
     def send(self, message: Message) -> None:
         """Send with everything else of this turn."""
         if self._reason is None:
-            self._queue(encode(message))
+            assert self.session is not None
+            self._queue(self.session.encode(message))
 
     def probe(self) -> int:
         """Ask the peer whether it lives; the session's `answered` reaches the number that is returned when it does."""
@@ -315,7 +315,7 @@ class Connection(asyncio.Protocol):
     def goodbye(self, reason: str, taken_by: str = "", *, is_copy: bool = False) -> None:
         """Tell the peer that we close, and do. `taken_by`: who else has its node id; `is_copy`: and its disk."""
         if self.session is not None and self.session.state is State.OPEN and self._reason is None:
-            self._queue(encode(Goodbye(reason, taken_by, is_copy)))
+            self._queue(self.session.encode(Goodbye(reason, taken_by, is_copy)))
             self._flush()
         self.close(reason)
 

@@ -14,10 +14,21 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Any)
 
 
+def encode_without(message: Message, surplus: int) -> bytes:
+    """The frame of a message without its last fields, `surplus` of them. Raises as `encode` does."""
+    names = message.__struct_fields__
+    values = [getattr(message, name) for name in names[: len(names) - surplus]]
+    return _frame(message, [message.__struct_config__.tag, *values])
+
+
 def encode(message: Message) -> bytes:
     """The frame of a message. Raises ProtocolError where it would be larger than the other side takes."""
+    return _frame(message, message)
+
+
+def _frame(message: Message, value: object) -> bytes:
     buffer = bytearray(_HEAD_BYTES)
-    _encoder.encode_into(message, buffer, _HEAD_BYTES)
+    _encoder.encode_into(value, buffer, _HEAD_BYTES)
     size = len(buffer) - _HEAD_BYTES
     if size > FRAME_BYTES_MAX:
         raise ProtocolError(f"a {type(message).__name__} of {size} bytes does not fit into a frame")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # See versions.py for what a new one may change, and what it must say there.
 
 TaskId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 StoreId = Annotated[bytes, Meta(min_length=16, max_length=16)]

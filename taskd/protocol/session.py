@@ -15,6 +15,7 @@ from taskd.errors import ProtocolError, Refused
 from taskd.protocol.budget import GREETING_BYTES_MAX, Budget
 from taskd.protocol.frames import FrameReader, encode
 from taskd.protocol.messages import MAY_SEND, PROTOCOL_VERSION, Goodbye, Hello, Message, NodeInfo, Ping, Pong, Role
+from taskd.protocol.versions import Encode, common_version, encode_for_older, encoder
 
 HELLO_TIMEOUT_S = 5.0
 ROUND_TRIPS_KEPT = 8  # The shortest of these tells the clocks' offset best: the least time for it to be wrong.
@@ -67,6 +68,7 @@ class Session:
         self._ping_number = 0
         self._ping_sent: tuple[int, float, float] | None = None  # number, now, UTC
         self._round_trips: list[tuple[float, float]] = []  # seconds, offset of the peer's clock
+        self.encode: Encode = encode_for_older  # makes frames as the peer knows them; until it has said hello, for all
         self._outgoing: list[bytes] = [encode(Hello(PROTOCOL_VERSION, cluster, node))]
 
     def to_send(self) -> list[bytes]:
@@ -102,8 +104,7 @@ class Session:
         if not isinstance(message, Hello):
             raise ProtocolError(f"the first message must be Hello, not {type(message).__name__}")
         node = message.node
-        if message.version != PROTOCOL_VERSION:
-            raise Refused(f"speaks protocol version {message.version}, we speak {PROTOCOL_VERSION}: upgrade one of us")
+        version = common_version(message.version)
         if message.cluster != self._cluster:
             raise Refused(f"belongs to the cluster {message.cluster!r}, we to {self._cluster!r}")
         if node.node_id != self.certified_id or not frozenset(node.roles) <= self.certified_roles:
@@ -117,6 +118,7 @@ class Session:
             self.taken_by = node.name
             raise Refused(f"has our node id {node.node_id} and another store: give one of us another --node-id")
         self.peer = node
+        self.encode = encoder(version)
         self.state = State.OPEN
         self._ping(now)
 

@@ -23,6 +23,7 @@ from taskd.net.dialing import split_address
 from taskd.net.security import Authority, Credentials, _derive
 from taskd.protocol import messages as msg
 from taskd.protocol.frames import FrameReader, encode
+from taskd.protocol.versions import OLDEST_VERSION
 from tests.net.peers import KEY, OTHER_KEY, WAIT_S, Node, Peers, until
 
 TERM = msg.Term(3, 1, 99)
@@ -250,6 +251,33 @@ async def test_a_second_connection_of_the_same_start_is_turned_away(peers: Peers
     assert head.peers == {2}
     assert head.downs() == []
     second.close()
+
+
+async def test_a_peer_of_the_version_before_ours_is_served(peers: Peers) -> None:
+    head = await peers.start(1, "scheduler", heartbeat_s=30, peer_timeout_s=60)
+    info = msg.NodeInfo(66, "old", ("worker",), os.urandom(16), 66, "0.9")
+    old = await Stranger.tls(head, Credentials(KEY.worker_key, info).client)
+    old.say(encode(msg.Hello(OLDEST_VERSION, "home", info)))
+    await head.until_peers(66)
+    head.mesh.send(66, msg.Leading(TERM, True, b"\1" * 32))
+    await head.mesh.stop("enough")
+    received = FrameReader().feed(await old.end())
+    assert [it for it in received if isinstance(it, msg.Leading)] == [msg.Leading(TERM, True)], "without its new field"
+    assert [it.reason for it in received if isinstance(it, msg.Goodbye)] == ["enough"]
+    old.close()
+
+
+@pytest.mark.parametrize("version", [OLDEST_VERSION - 1, msg.PROTOCOL_VERSION + 2])
+async def test_versions_further_apart_are_refused_with_the_reason(peers: Peers, version: int) -> None:
+    head = await peers.start(1, "scheduler")
+    info = msg.NodeInfo(66, "odd", ("worker",), os.urandom(16), 66, "9.9")
+    made = await Stranger.tls(head, Credentials(KEY.worker_key, info).client)
+    made.say(encode(msg.Hello(version, "home", info)))
+    (reason,) = goodbyes(await made.end())
+    assert f"version {version}" in reason
+    assert "upgrade taskd" in reason
+    assert head.peers == set()
+    made.close()
 
 
 async def test_two_nodes_with_one_id_are_told_apart(peers: Peers) -> None:

@@ -84,7 +84,8 @@ def test_a_peer_that_refuses_us_is_heard_before_its_hello() -> None:
 @pytest.mark.parametrize(
     ("greeting", "complaint"),
     [
-        (hello(version=PROTOCOL_VERSION + 1), "protocol version"),
+        (hello(version=PROTOCOL_VERSION + 2), "upgrade taskd here"),
+        (hello(version=PROTOCOL_VERSION - 2), "upgrade taskd there"),
         (hello(cluster="other"), "cluster 'other'"),
         (hello(node_id=3), "says it is node 3, and its certificate says 2"),
         (hello(roles=("scheduler",)), "certificate"),
