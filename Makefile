@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format integration sim fuzz bench bench-run bench-takeover bench-depth bench-scale bench-check soak bench-flood binary deb clean
+.PHONY: help venv demo test test-guest check format integration sim fuzz bench bench-run bench-takeover bench-depth bench-scale bench-check soak bench-flood binary deb clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(VENV)/.runs ## Two schedulers and three workers find each other and do r
 
 test: check ## Everything: lint, types, layers, units, real daemons, a LAN of network namespaces where permitted
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -r s $(ARGS)
+
+test-guest: $(VENV)/.develops ## Limits of tasks in a real cgroup v2: a guest of QEMU's, in a minute; skipped where there is none
+	@$(BIN)/python -m tests.guest; code=$$?; [ $$code = 77 ] || exit $$code
 
 check: $(VENV)/.develops ## Lint, format, types and import directions, in seconds
 	$(BIN)/ruff check .

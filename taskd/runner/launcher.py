@@ -16,6 +16,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from msgspec import field
 
@@ -40,8 +41,8 @@ from taskd.runner.launch_messages import (
 from taskd.runner.launch_stream import LaunchStream
 from taskd.runner.output import STREAM_BYTES_MAX
 from taskd.runner.reaper import Reaper
-from taskd.runner.spawn import Spawner, Surroundings
-from taskd.runner.task_user import TaskUser, raise_capabilities
+from taskd.runner.spawn import Spawner, Surroundings, working_directory
+from taskd.runner.task_user import TaskUser
 
 STANDARD_DESCRIPTORS = 2  # stdout and stderr
 
@@ -93,6 +94,8 @@ class Lending:
         os.chmod(self._directory, 0o711)  # noqa: S103  # the task user passes through to what is its own
         os.makedirs(self._trash, 0o700, exist_ok=True)
         os.chown(self._trash, self._user.uid, self._user.gid)
+        with self._user.seeing():
+            os.stat(self._trash)  # Who cannot come here, cannot run anything.
 
     def expect(self, key: AttemptKey, descriptors: list[int], is_handler: bool) -> None:
         """These files have come for an attempt that begins in this step."""
@@ -189,7 +192,7 @@ class UserSpawner(Spawner):
     def __init__(self, null_fd: int, user: TaskUser, has_memory_rlimit: bool) -> None:
         super().__init__(null_fd, has_memory_rlimit=has_memory_rlimit)
         self._user = user
-        self._joining: Group | None = None
+        self._group: Group | None = None  # of the process that is being started
 
     def spawn(
         self,
@@ -200,12 +203,16 @@ class UserSpawner(Spawner):
         limits: Limits | None,
     ) -> subprocess.Popen[bytes]:
         """See Spawner."""
-        self._joining = group
-        with self._user.assumed():
-            return super().spawn(spec, environment, capture, group, limits)
+        self._group = group
+        with self._user.seeing():
+            self._check_directory(working_directory(spec, capture))
+        return super().spawn(spec, environment, capture, group, limits)
 
     def _limited(self, argv: list[str], group: Group | None, limits: Limits) -> list[str]:
         return argv if group is not None else super()._limited(argv, group, limits)
+
+    def _find(self, program: str, path: str) -> str | None:
+        return None  # What root finds need not be what the task user may run: the new process searches itself.
 
     def _popen(
         self,
@@ -219,9 +226,15 @@ class UserSpawner(Spawner):
         more = capture.descriptors[STANDARD_DESCRIPTORS:]
         if capture.is_handler:
             argv = [*argv, *map(str, more), str(os.getpid())]
+        user = self._user
+        # Without a group all is done by the interpreter's own C code, which is quicker than a function of ours.
+        identity: dict[str, Any] = (
+            {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
+            if self._group is None
+            else {"preexec_fn": self._join}
+        )
         return subprocess.Popen(
             argv,
-            executable=executable,
             stdin=self._null_fd,
             stdout=capture.stdout_fd,
             stderr=capture.stderr_fd,
@@ -229,13 +242,23 @@ class UserSpawner(Spawner):
             cwd=directory,
             env=environment,
             start_new_session=True,
-            preexec_fn=None if self._joining is None else self._join,  # noqa: PLW1509  # there is one thread
+            **identity,
         )
 
     def _join(self) -> None:
-        assert self._joining is not None
-        raise_capabilities()  # Given up again by the exec, as all are.
-        self._joining.join()
+        """In the new process, while it still may."""
+        assert self._group is not None
+        self._group.join()
+        self._user.become()
+
+    @staticmethod
+    def _check_directory(directory: str) -> None:
+        """The new process enters it while it is root still."""
+        try:
+            os.stat(f"{directory}/.")
+        except OSError as error:
+            error.filename = directory
+            raise
 
 
 class UsersPlace(Place, frozen=True):
@@ -294,7 +317,12 @@ class Session:
             lending.open()
             await kind.open()
         except OSError as error:
-            self._stream.send(encode(Refused(f"private directories cannot be made: {error}")))
+            why = f"no private directories can be made there: {error}"
+            if isinstance(error, PermissionError):
+                why = (
+                    f"{self._user.name!r} cannot come to {self._directory}: let others search what is above (chmod o+x)"
+                )
+            self._stream.send(encode(Refused(why)))
             await reaper.close()
             return
         why = found if isinstance(found, str) else ""

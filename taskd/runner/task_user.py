@@ -1,9 +1,8 @@
-"""Becoming the user that tasks run as, for the moment in which one is started.
+"""The user that tasks run as, and how a launcher (launcher.py), which is root, becomes or asks for it.
 
-The launcher (launcher.py) is root, and starts processes by vfork, three times as quick as the fork that a change of
-user between fork and exec takes in Python. So it changes its own user for that moment: it becomes the task user in
-every respect, its capabilities laid aside but not given up, starts the process, which inherits all that, and takes them
-up again. What is executed has no capability then, since only root keeps them over an exec, and can never get one:
+A process that is the task user, be it for a moment, can be killed by any task. So the launcher never is: its real and
+its saved user are always root, and only what it may see of the file system is changed now and then. A new process
+becomes the task user between fork and exec; it loses its capabilities by that, and can never get one again:
 `no_new_privs` is set for good.
 """
 
@@ -22,7 +21,7 @@ from msgspec import Struct
 from taskd.errors import ConfigError
 
 UMASK = 0o022
-_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 8, 38
+_PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _NO_LOGIN = ("nologin", "false")
@@ -75,23 +74,20 @@ class TaskUser(Struct, frozen=True):
         return {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
 
     def become(self) -> None:
-        """Be this user for good. Raises OSError."""
-        _prctl(_PR_SET_KEEPCAPS, 0)
+        """Be this user for good, without capabilities. Raises OSError."""
         os.setgroups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
 
     @contextmanager
-    def assumed(self) -> Iterator[None]:
-        """Be this user, without capabilities in effect. In a process of one thread that `prepare` has made ready.
-        Raises OSError."""
+    def seeing(self) -> Iterator[None]:
+        """See files as this user does, in a process of one thread. Raises OSError."""
         os.setgroups(self.groups)
         try:
-            os.setresgid(self.gid, self.gid, self.gid)
-            os.setresuid(self.uid, self.uid, self.uid)
+            _see_as(self.uid, self.gid)
             yield
         finally:
-            _become_root_again()
+            _see_as_root_again()
 
 
 def prepare(processes_max: int) -> None:
@@ -103,42 +99,38 @@ def prepare(processes_max: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(UMASK)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_KEEPCAPS, 1)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    _set_capabilities(is_inheritable=False)
+    _inherit_no_capabilities()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     most = processes_max if hard == resource.RLIM_INFINITY else min(processes_max, hard)
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
-def raise_capabilities() -> None:
-    """Put into effect what was laid aside: for what a new process must do before it becomes the task. Raises
-    OSError."""
-    _set_capabilities()
+def _see_as(uid: int, gid: int) -> None:
+    """By the ids for files alone: by the others it is decided who may send signals, or slow the process down."""
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
+    if _libc.setfsgid(-1) != gid or _libc.setfsuid(-1) != uid:  # They tell of no error, only what it was before.
+        raise PermissionError("the user for files cannot be changed")
 
 
-def _become_root_again() -> None:
-    # Whatever is missing here, the process would go on half changed: better none.
+def _see_as_root_again() -> None:
+    # Whatever fails here, the process would go on half changed: better none.
     try:
-        _set_capabilities()
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
+        _see_as(0, 0)
         os.setgroups(())
     except OSError:
         os._exit(70)
 
 
-def _set_capabilities(is_inheritable: bool = True) -> None:
-    """Make all permitted capabilities effective; with `is_inheritable` False none is inherited over an exec."""
+def _inherit_no_capabilities() -> None:
     header = _Header(_CAPABILITY_VERSION_3, 0)
     sets = (_Sets * 2)()
     if _libc.capget(ctypes.byref(header), sets) != 0:
         raise OSError(ctypes.get_errno(), "capget failed")
     for half in sets:
-        half.effective = half.permitted
-        if not is_inheritable:
-            half.inheritable = 0
+        half.inheritable = 0
     if _libc.capset(ctypes.byref(header), sets) != 0:
         raise OSError(ctypes.get_errno(), "capset failed")
 

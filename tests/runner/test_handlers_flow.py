@@ -191,3 +191,16 @@ async def test_attempts_of_one_task_are_not_mixed_up(stage: HandlerStage) -> Non
     stage.pool.kill(first)
     assert (await stage.end_of(first)).outcome is Outcome.SIGNAL
     assert (await stage.end_of(second)).outcome is Outcome.OK
+
+
+async def test_memory_that_is_shared_with_the_daemon_cannot_be_cut_off(stage: HandlerStage) -> None:
+    assert await stage.result("cut_off_page") == "denied"
+
+
+async def test_each_process_has_temporary_files_of_its_own(stage: HandlerStage) -> None:
+    made, mode = await stage.result("make_temporary_file")
+    assert mode == 0o700
+    assert os.path.exists(made)  # noqa: ASYNC240  # a look
+    (child,) = stage.children
+    child.kill()
+    await until(lambda: not os.path.exists(made))

@@ -151,6 +151,16 @@ async def test_when_the_worker_goes_its_tasks_go() -> None:
         assert not list((directory / "tasks").rglob("*"))
 
 
+async def test_a_directory_that_the_user_cannot_come_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+    stage = LaunchStage(tmp_path / "closed" / "worker")
+    await stage.reaper.open()
+    with pytest.raises(ConfigError, match=r"'nobody' cannot come to .*/closed/worker/tasks: let others search"):
+        await stage.launches.open()
+    await stage.launches.close()
+    await stage.reaper.close()
+
+
 def test_root_and_strangers_cannot_be_the_task_user() -> None:
     for name in ("root", "no-such-user"):
         with pytest.raises(ConfigError):

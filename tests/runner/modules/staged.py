@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -337,3 +338,24 @@ def scribble() -> None:
 def tell_secret(name: str) -> list[Any]:
     value = current().secret(name)
     return [value, value in os.environ.values(), value in repr(current())]
+
+
+@task
+def cut_off_page() -> str:
+    """Try to make the memory that is shared with the daemon smaller, which would end the daemon when it reads it."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if "taskd-handler-page" in os.readlink(f"/proc/self/fd/{name}"):
+                try:
+                    os.ftruncate(int(name), 0)
+                except PermissionError:
+                    return "denied"
+                return "cut off"
+    return "not found"
+
+
+@task
+def make_temporary_file() -> tuple[str, int]:
+    descriptor, path = tempfile.mkstemp()
+    os.close(descriptor)
+    return path, os.stat(os.path.dirname(path)).st_mode & 0o777
