@@ -96,7 +96,7 @@ class Launches:
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             await self._let_go()
             what = self._settings.socket or f"of this daemon, for the user {self._settings.user!r},"
-            raise ConfigError(f"the launcher {what} does not answer: {str(error) or type(error).__name__}") from None
+            raise ConfigError(f"the launcher {what} does not answer: {_words(error)}") from None
         self._say(logging.INFO, "tasks run as another user", user=prepared.user, launcher=prepared.pid)
         if prepared.no_groups_because:
             self._say(logging.INFO, "limits of tasks are not enforced by groups", reason=prepared.no_groups_because)
@@ -192,7 +192,7 @@ class Launches:
                     async with asyncio.timeout(CONNECT_S_MAX):
                         await self._connect()
                 except (OSError, EOFError, ValueError, TimeoutError) as error:
-                    self._say(logging.WARNING, "the launcher does not answer", reason=str(error))
+                    self._say(logging.WARNING, "the launcher does not answer", reason=_words(error))
                     await self._let_go()
             self._say(logging.INFO, "the launcher is there again")
             wanted, self._wanted = self._wanted, {}
@@ -239,6 +239,12 @@ class Launches:
     @staticmethod
     def _say(level: int, event: str, **fields: object) -> None:
         _logger.log(level, event, extra={"fields": fields})
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "it ended at once, and said why in its own log"
+    return str(error) or f"nothing came within {CONNECT_S_MAX:g} s"
 
 
 def launcher_command(descriptor: int, settings: LauncherSettings) -> list[str]:

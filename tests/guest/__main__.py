@@ -152,6 +152,7 @@ def _add_python(root: Path) -> str:
     for metadata in packages.glob("pytest*.dist-info"):  # By which pytest finds its plugins.
         if not metadata.name.startswith(("pytest_xdist", "pytest_timeout")):
             shutil.copytree(metadata, target / metadata.name)
+    (target / "taskd.pth").write_text("/taskd\n")
     libraries = {python, *_inside(root, standard).rglob("*.so*")}
     for library in libraries:
         for needed in re.findall(r"(?:=> )?(/\S+) \(0x", _output("ldd", str(library))):
