@@ -185,7 +185,7 @@ class Discovery:
             is_known = await info.async_request(zeroconf, RESOLVE_TIMEOUT_MS)
         except (OSError, ZeroconfError, AssertionError):  # The network has gone: `run` hears of that by itself.
             return
-        if not is_known or info.port is None:
+        if not is_known or not info.port:
             return
         clusters = (info.properties.get(b"cluster") or b"").decode(errors="replace").split(",")
         if not set(clusters) & set(self._fingerprints()):
