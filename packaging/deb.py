@@ -50,14 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the Debian package of taskd.")
     parser.add_argument("--program", type=Path, required=True, help="the folder with the executable `taskd`")
     parser.add_argument("--output", type=Path, default=Path("dist"), help="where the package is put")
+    parser.add_argument("--compression", default="xz", choices=["xz", "none"], help="none is quick, and large")
     options = parser.parse_args()
     executable = options.program / "taskd"
     if not os.access(executable, os.X_OK):
         sys.exit(f"deb.py: there is no program {executable}: `make binary` makes it")
-    sys.stdout.write(f"{build(options.program, options.output)}\n")
+    sys.stdout.write(f"{build(options.program, options.output, options.compression)}\n")
 
 
-def build(program: Path, output: Path) -> Path:
+def build(program: Path, output: Path, compression: str) -> Path:
     """Make the package from a program's folder; returns its path."""
     architecture = _said("dpkg", "--print-architecture").strip()
     version = debian_version(VERSION)
@@ -68,7 +69,7 @@ def build(program: Path, output: Path) -> Path:
         tree.mkdir(mode=0o755)
         _fill(tree, program)
         _control(tree, version, architecture)
-        command = ["dpkg-deb", "--root-owner-group", "-Zxz", "-z3", "--build", str(tree), str(package)]
+        command = ["dpkg-deb", "--root-owner-group", f"-Z{compression}", "--build", str(tree), str(package)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return package
 
