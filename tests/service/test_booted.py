@@ -20,6 +20,11 @@ PROGRAM = ROOT / "dist" / "taskd-folder"
 UNITS = ("taskd@scheduler", "taskd@worker")
 # No process of the package is left: the pattern does not find itself.
 PROCESSES = "grep -lsz '[t]askd' /proc/[0-9]*/cmdline"
+# Whatever has the name of the package, beside the journal, and systemd's own files of units that ran.
+TRACES = (
+    "find / -xdev \\( -path /proc -o -path /mnt -o -path /run/systemd -o -path /var/log \\) -prune "
+    "-o -name '*taskd*' -print"
+)
 CONFIG = "/etc/taskd/taskd.toml"
 
 
@@ -151,9 +156,10 @@ def test_a_stop_ends_tasks_that_do_not_want_to_and_leaves_no_process(machine: Ma
     machine.until("grep -qsxz 1003 /proc/[0-9]*/cmdline")
     machine.run("systemctl stop taskd@worker")
     assert shown(machine, "taskd@worker", "Result") == "success"
-    assert machine.fails("grep -lsxz '100[0-3]' /proc/[0-9]*/cmdline") == ""
+    # What has left its session is ended by the launcher, at the same time.
     uid = machine.run("id -u taskd-task")
-    assert machine.fails(f"grep -ls '^Uid:.*\\b{uid}\\b' /proc/[0-9]*/status") == ""
+    machine.until(f"! grep -ls '^Uid:.*\\b{uid}\\b' /proc/[0-9]*/status")
+    assert machine.fails("grep -lsxz '100[0-3]' /proc/[0-9]*/cmdline") == ""
     machine.run("systemctl stop taskd@scheduler taskd-launcher.socket taskd-launcher.service")
     assert machine.fails(PROCESSES) == ""
     assert machine.run("ls /run/taskd | grep -v lock; true") == ""
@@ -179,10 +185,23 @@ def test_the_command_for_installing_finds_all_done(machine: Machine) -> None:
 def test_a_purge_leaves_no_trace_but_the_users(machine: Machine) -> None:
     machine.run("dpkg --purge taskd")
     assert machine.fails(PROCESSES) == ""
-    found = machine.run(
-        "find / -xdev \\( -path /proc -o -path /mnt -o -path /run/systemd -o -path /var/log \\) -prune "
-        "-o -name '*taskd*' -print"
-    )
-    assert found == ""
+    assert machine.run(TRACES) == ""
     assert machine.fails("systemctl cat taskd@worker") != ""
     assert machine.run("getent passwd taskd") != ""
+
+
+def test_without_the_package_a_command_installs_and_removes_the_same(machine: Machine) -> None:
+    machine.run("mkdir /opt/taskd && dpkg-deb --fsys-tarfile /mnt/taskd_*.deb | tar -x -C /opt/taskd ./usr/lib/taskd")
+    taskd = "/opt/taskd/usr/lib/taskd/taskd"
+    for unit in UNITS:
+        role = unit.partition("@")[2]
+        said = machine.run(f"{taskd} service install --role {role} --now").splitlines()
+        assert said[-1] in (f"run      systemctl {verb} {unit}.service" for verb in ("start", "restart"))
+    assert machine.run(f"{taskd} run -- echo installed") == "installed"
+    again = machine.run(f"{taskd} service install --role worker --now").splitlines()
+    assert {line.split()[0] for line in again} == {"keep", "run"}
+    machine.run(f"{taskd} service remove --role worker")
+    assert machine.run("systemctl is-active taskd@scheduler") == "active"
+    machine.run(f"{taskd} service remove --role scheduler --purge && rm -r /opt/taskd")
+    assert machine.fails(PROCESSES) == ""
+    assert machine.run(TRACES) == ""
