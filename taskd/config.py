@@ -280,6 +280,11 @@ class ApiSettings(Struct, frozen=True):
     body_bytes_max: Annotated[
         int, Size(1 << 16, 64 << 20), "A larger request is refused (413): it is held in memory while it is read."
     ] = 16 << 20
+    audit_bytes_max: Annotated[
+        int,
+        Size(0, 1 << 40),
+        "Who changed what goes to audit.log and, where that gets larger, one older file; 0: only to the log.",
+    ] = 64 << 20
 
 
 class Config(Struct, frozen=True):

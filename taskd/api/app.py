@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from taskd.api.dispatch import dispatch, error_response
-from taskd.api.peers import Door
+from taskd.api.peers import Door, source_of
 from taskd.api.routes import allowed_methods
 from taskd.api.service import ApiRequest, ApiResponse, Caller, Service
 from taskd.api.streams import close_stream
@@ -127,7 +127,8 @@ class ApiServer:
             body = await _read_body(request, self._body_bytes_max)
         except TaskdError as error:
             raise _Refused(error) from None  # The rest of the body may still come: what follows it cannot be found.
-        return await dispatch(ApiRequest(request.method, path, query, connection.caller, body), self._service)
+        asked = ApiRequest(request.method, path, query, connection.caller, body, source=connection.source)
+        return await dispatch(asked, self._service)
 
 
 class _Refused(Exception):
@@ -266,13 +267,15 @@ class _Connection(web.RequestHandler):
         )
         self.caller: Caller | None = None
         self.refusal: TaskdError | None = None
+        self.source = ""
         self._http = http
         self._door = door
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Look who it is. Too many connections are answered and closed at once."""
         try:
-            self.caller = self._door.admit(transport.get_extra_info("socket"))
+            peer = transport.get_extra_info("socket")
+            self.caller, self.source = self._door.admit(peer), source_of(peer)
         except Forbidden as error:
             self.refusal = error
         except OSError as error:  # Gone already.

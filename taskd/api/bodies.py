@@ -62,6 +62,6 @@ def error_line(error: TaskdError) -> bytes:
     return error_body(error) + b"\n"
 
 
-def answer(value: object, status: int = 200) -> ApiResponse:
-    """A JSON answer."""
-    return ApiResponse(status, body=encode(value))
+def answer(value: object, status: int = 200, did: str = "") -> ApiResponse:
+    """A JSON answer; `did` is for the audit."""
+    return ApiResponse(status, body=encode(value), did=did)

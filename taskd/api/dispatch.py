@@ -34,6 +34,18 @@ async def dispatch(request: ApiRequest, service: Service, *, is_relayed: bool = 
     """
     try:
         route, argument = find_route(request.method, request.path)
+    except TaskdError as error:
+        return error_response(error)
+    response = await _by_route(route, argument, request, service, is_relayed=is_relayed)
+    if route.changes:
+        service.audit(request, response)
+    return response
+
+
+async def _by_route(
+    route: Route, argument: str, request: ApiRequest, service: Service, *, is_relayed: bool
+) -> ApiResponse:
+    try:
         _check(route, request)
         if route.by_leader and not is_relayed:
             return await _of_the_leader(route, argument, request, service)
@@ -97,7 +109,7 @@ async def _answer(route: Route, argument: str, request: ApiRequest, service: Ser
     if response.stream is None:
         return response
     stream = await begin(response.stream, lambda: _unexpected(request))
-    return ApiResponse(response.status, response.content_type, stream=stream)
+    return ApiResponse(response.status, response.content_type, stream=stream, did=response.did)
 
 
 def error_response(error: TaskdError) -> ApiResponse:

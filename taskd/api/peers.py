@@ -85,6 +85,12 @@ class Door:
         return self._group_ids
 
 
+def source_of(peer: PeerSocket) -> str:
+    """The process at the other end, for the audit."""
+    pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return f"pid {pid} uid {uid}"
+
+
 def group_id(name: str) -> int | None:
     """The id of a group, None where there is no such group."""
     try:

@@ -46,6 +46,7 @@ class Route(Struct, frozen=True):
     body_may_be_empty: bool = False
     by_leader: bool = True  # else by whichever node is asked
     makes_tasks: bool = False
+    changes: bool = False  # something, so that it is audited
     # It only reads tasks: those that this names, any where it gives None. A standby may know enough to answer.
     reads: Callable[[ApiRequest], list[bytes] | None] | None = None
     # A stream that breaks off is asked for again, of the next leader, where its lines are results, each of which is
@@ -75,7 +76,7 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/tasks", tasks.submit, "Submit one task or a list of them: all are taken or none",
         {JSON: (t.Accepted, t.AcceptedResults), LINES: (t.Accepted, t.TaskResult)},
         (tasks.WAIT, tasks.STREAM, tasks.KEY), t.Submission | list[t.Submission], errors=_SUBMIT_ERRORS,
-        makes_tasks=True, resumes="results",
+        makes_tasks=True, resumes="results", changes=True,
     ),
     Route(
         "GET", "/v1/tasks", tasks.list_tasks, "List tasks, newest first", {JSON: (t.TaskPage,)},
@@ -93,11 +94,11 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "POST", "/v1/tasks/cancel", tasks.cancel_selected, "Cancel the unfinished tasks of a selection",
-        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, 409, 413),
+        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, 409, 413), changes=True,
     ),
     Route(
         "POST", "/v1/tasks/retry", tasks.retry_selected, "Submit the finished tasks of a selection again, as new ones",
-        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, *_SUBMIT_ERRORS), makes_tasks=True,
+        {JSON: (t.Acted,)}, body=t.Selection, errors=(404, *_SUBMIT_ERRORS), makes_tasks=True, changes=True,
     ),
     Route(
         "GET", "/v1/tasks/{id}", tasks.show, "Show a task in full", {JSON: (t.TaskDetail,)}, errors=_TASK_ERRORS,
@@ -120,20 +121,25 @@ ROUTES: tuple[Route, ...] = (
         "GET", "/v1/tasks/{id}/explain", tasks.explain, "Why a task stands where it stands", {JSON: (t.Explanation,)},
         errors=_TASK_ERRORS,
     ),
-    Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, "Cancel a task", {JSON: (t.Acted,)}, errors=_TASK_ERRORS),
+    Route(
+        "POST", "/v1/tasks/{id}/cancel", tasks.cancel, "Cancel a task", {JSON: (t.Acted,)}, errors=_TASK_ERRORS,
+        changes=True,
+    ),
     Route(
         "POST", "/v1/tasks/{id}/retry", tasks.retry, "Submit a finished task again, as a new one", {JSON: (t.Acted,)},
-        errors=(404, *_SUBMIT_ERRORS), makes_tasks=True,
+        errors=(404, *_SUBMIT_ERRORS), makes_tasks=True, changes=True,
     ),
     Route("GET", "/v1/nodes", cluster.nodes, "All nodes, those that are away included", {JSON: (ct.Nodes,)}),
     Route("GET", "/v1/nodes/{id}", cluster.node, "One node", {JSON: (ct.NodeView,)}, errors=_TASK_ERRORS),
     Route(
         "POST", "/v1/nodes/{id}/drain", cluster.drain, "Give a node no new tasks; what runs there goes on",
         {JSON: (ct.NodeView,)}, body=t.DrainRequest, body_may_be_empty=True, needs_admin=True, errors=_TASK_ERRORS,
+        changes=True,
     ),
     Route(
         "POST", "/v1/nodes/{id}/resume", cluster.resume, "Use a drained node again", {JSON: (ct.NodeView,)},
         needs_admin=True, errors=_TASK_ERRORS,
+        changes=True,
     ),
     Route("GET", "/v1/handlers", cluster.handlers, "The types of tasks that handlers run", {JSON: (ct.Handlers,)}),
     Route(

@@ -36,6 +36,7 @@ class ApiRequest(Struct, frozen=True):
     argument: str = ""  # what the path names, e.g. a task's id: filled in by dispatch
     # Names the tasks that it makes (ids.py): given by dispatch where the request arrives, kept when it is sent again.
     first_id: bytes = b""
+    source: str = ""  # for the audit: the process at our socket, or the node that relayed it
 
 
 class ApiResponse(Struct, frozen=True):
@@ -46,6 +47,7 @@ class ApiResponse(Struct, frozen=True):
     content_type: str = "application/json"
     body: bytes = b""
     stream: AsyncIterator[bytes] | None = None
+    did: str = ""  # for the audit: what was changed; known where it was
 
 
 class HandlerDefaults(Struct, frozen=True):
@@ -93,6 +95,9 @@ class Service(Protocol):
 
     def new_task_id(self) -> bytes:
         """A fresh UUIDv7. Those that count on from it in its last 31 bits are fresh too."""
+
+    def audit(self, request: ApiRequest, response: ApiResponse) -> None:
+        """Note a request that was to change something."""
 
     # The following are only called while `leads`; those that read tasks also where `own_reads` allows it.
 

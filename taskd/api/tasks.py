@@ -73,11 +73,17 @@ async def submit(request: ApiRequest, service: Service) -> ApiResponse:
     existing = sum(1 for task_id in receipt.known if not made.has_made(task_id, len(tasks)))
     accepted = Accepted([id_text(task.id) for task in tasks], receipt.durability, existing)
     ids = [task.id for task in tasks]
+    did = f"submitted {_some(accepted.ids)}"
     if is_stream:
-        return ApiResponse(content_type=LINES, stream=accepted_lines(accepted, ids, wait_s, service))
+        return ApiResponse(content_type=LINES, stream=accepted_lines(accepted, ids, wait_s, service), did=did)
     if wait_s is not None:
-        return await accepted_with_results(accepted, ids, wait_s, service)
-    return answer(accepted)
+        return replace(await accepted_with_results(accepted, ids, wait_s, service), did=did)
+    return answer(accepted, did=did)
+
+
+def _some(ids: list[str]) -> str:
+    """Tasks in a few words, for the audit."""
+    return f"{len(ids)} tasks, {ids[0]} to {ids[-1]}" if len(ids) > 1 else (ids or ["nothing"])[0]
 
 
 def _id_source(request: ApiRequest, service: Service) -> Callable[[int], bytes]:
@@ -166,7 +172,7 @@ async def cancel(request: ApiRequest, service: Service) -> ApiResponse:
         state = TaskState((service.rows([row.id]) or [row])[0].state)
         if state is not TaskState.CANCELLED:
             raise Conflict(f"the task has ended already: {state.word.replace('_', ' ')}")
-    return answer(Acted([id_text(task_id) for task_id in cancelled]))
+    return _acted("cancelled", cancelled)
 
 
 async def cancel_selected(request: ApiRequest, service: Service) -> ApiResponse:
@@ -175,7 +181,7 @@ async def cancel_selected(request: ApiRequest, service: Service) -> ApiResponse:
     async def act(rows: list[TaskRow]) -> list[bytes]:
         return await service.cancel([row.id for row in rows])
 
-    return await _act(request, service, CANCELLABLE, act)
+    return await _act(request, service, CANCELLABLE, act, "cancelled")
 
 
 async def _act(
@@ -183,6 +189,7 @@ async def _act(
     service: Service,
     states: tuple[TaskState, ...],
     act: Callable[[list[TaskRow]], Awaitable[list[bytes]]],
+    word: str,
 ) -> ApiResponse:
     """Do something to the tasks of a selection, batch by batch."""
     selection = decode(_selection, request.body)
@@ -205,7 +212,12 @@ async def _act(
                 break
         else:
             cursor = None
-    return answer(Acted([id_text(task_id) for task_id in done], id_text(cursor) if cursor is not None else None))
+    return _acted(word, done, cursor)
+
+
+def _acted(word: str, done: list[bytes], cursor: bytes | None = None) -> ApiResponse:
+    ids = [id_text(task_id) for task_id in done]
+    return answer(Acted(ids, id_text(cursor) if cursor is not None else None), did=f"{word} {_some(ids)}")
 
 
 # -- Again -------------------------------------------------------------------------------------------------------------
@@ -218,7 +230,7 @@ async def retry(request: ApiRequest, service: Service) -> ApiResponse:
         raise Conflict(f"the task has not ended: it is {TaskState(row.state).word}")
     task = _Repeats(request, service).of(row)
     await service.submit([task])
-    return answer(Acted([id_text(task.id)]))
+    return _acted("made", [task.id])
 
 
 async def retry_selected(request: ApiRequest, service: Service) -> ApiResponse:
@@ -231,7 +243,7 @@ async def retry_selected(request: ApiRequest, service: Service) -> ApiResponse:
         await service.submit(tasks)
         return [task.id for task in tasks]
 
-    return await _act(request, service, RETRYABLE, act)
+    return await _act(request, service, RETRYABLE, act, "made")
 
 
 class _Repeats:

@@ -244,7 +244,9 @@ class Calls:
         incoming.parts.clear()
         try:
             response = await self._answer(
-                ApiRequest(message.method, path, fields, caller, body, first_id=message.first_id)
+                ApiRequest(
+                    message.method, path, fields, caller, body, first_id=message.first_id, source=f"node {node_id}"
+                )
             )
             await self._send_response(node_id, call, incoming, response)
         except (TaskdError, OSError):

@@ -29,6 +29,7 @@ from taskd.core.node import Node
 from taskd.core.seal import Seal
 from taskd.core.settings import SchedulerSettings
 from taskd.daemon import logs
+from taskd.daemon.audit import AuditLog
 from taskd.daemon.backups import Backups
 from taskd.daemon.calls import CallMessage, Calls
 from taskd.daemon.hub import Hub
@@ -112,6 +113,7 @@ class Daemon:
         self._is_founder = False  # this process has made the cluster's key
         self._stop_wanted = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._reloaded: list[Callable[[], None]] = []  # what else a reload does
 
     async def run(self) -> int:
         """Open everything, serve, and close everything. Returns the exit code."""
@@ -198,6 +200,7 @@ class Daemon:
         service = DaemonService(
             shell, calls, config.node.cluster, mesh.peers, read_output, metrics, config.scheduler.free_disk_min_bytes,
             None if store is None else Backups(store, info, config.node.cluster, config.scheduler.free_disk_min_bytes),
+            self._audit(stack, state),
         )  # fmt: skip
 
         if store is not None:
@@ -243,6 +246,12 @@ class Daemon:
             shell.runner = work.runner
             work.on_progress = shell.progressed
         return shell
+
+    def _audit(self, stack: AsyncExitStack, state: StateDirectory) -> AuditLog:
+        audit = AuditLog(state.main / "audit.log", self._config.api.audit_bytes_max)
+        stack.callback(audit.close)
+        self._reloaded.append(audit.reopen)
+        return audit
 
     def _mesh(self, info: NodeInfo, keys: Keys, shell: Shell, calls: Calls) -> Mesh:
         network = self._config.network
@@ -325,6 +334,8 @@ class Daemon:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
             manager.reloading()
+            for reopen in self._reloaded:
+                reopen()
             reload_keys(self._key_path, mesh)
             try:
                 config = self._reload_config()

@@ -18,6 +18,7 @@ from taskd.core.nodes import is_doubtful
 from taskd.core.scheduler import Scheduler
 from taskd.core.signature import Checker
 from taskd.core.task import TaskState
+from taskd.daemon.audit import AuditLog
 from taskd.daemon.backups import Backups
 from taskd.daemon.calls import Calls
 from taskd.daemon.hub import TaskWatch, change_of
@@ -48,6 +49,7 @@ class DaemonService:
         metrics: Callable[[], bytes],
         free_disk_min_bytes: int,
         backups: Backups | None = None,
+        audit_log: AuditLog | None = None,
     ) -> None:
         self._shell = shell
         self._node = shell.node
@@ -62,6 +64,7 @@ class DaemonService:
         self._free_checked_s = 0.0
         self._away_checked_s = 0.0
         self._away: list[NodeRow] = []  # schedulers that are
+        self._audit_log = audit_log
         self._ids = IdSource()
         self._checkers: dict[bytes, Checker] = {}
 
@@ -97,6 +100,11 @@ class DaemonService:
     def now_s(self) -> float:
         """UTC."""
         return self._shell.utc()
+
+    def audit(self, request: ApiRequest, response: ApiResponse) -> None:
+        """Note a request that was to change something."""
+        if self._audit_log is not None:
+            self._audit_log.record(request, response, self.now_s())
 
     def new_task_id(self) -> bytes:
         """A fresh UUIDv7."""

@@ -102,6 +102,7 @@ class FakeService:
         self.is_stopping = False
         self.leader: FakeService | None = None  # whom relay() reaches
         self.relayed: list[ApiRequest] = []
+        self.audited: list[tuple[ApiRequest, ApiResponse]] = []
         self.allowed_reads = OwnReads.NOTHING
         self.durability: Literal["local", "replicated"] = "local"
         self.provisional: set[bytes] = set()
@@ -210,6 +211,9 @@ class FakeService:
     @property
     def leads(self) -> bool:
         return self.is_leader
+
+    def audit(self, request: ApiRequest, response: ApiResponse) -> None:
+        self.audited.append((request, response))
 
     async def relay(self, request: ApiRequest) -> ApiResponse:
         if self.is_stopping:

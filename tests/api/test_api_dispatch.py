@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -74,7 +75,7 @@ async def test_what_only_the_leader_can_answer_is_relayed_as_it_came(route: Any)
 async def test_what_any_node_answers_is_not_relayed(route: Any) -> None:
     follower = FakeService(leads=False)
     target = route.path + ("?own=1" if any(parameter.name == "own" for parameter in route.parameters) else "")
-    status, _ = await follower.ask(route.method, target)
+    status, _ = await follower.ask(route.method, target, caller=ROOT if route.needs_admin else ALICE)
     assert status == 200
     assert follower.relayed == []
 
@@ -144,3 +145,17 @@ async def test_an_unexpected_error_in_a_stream(service: FakeService, caplog: pyt
         await anext(response.stream)
     assert "ZeroDivisionError: the secret" in caplog.text
     assert service.open_streams == 0
+
+
+async def test_what_was_to_change_something_is_audited_and_nothing_else(service: FakeService) -> None:
+    await service.ask("POST", "/v1/tasks", {"argv": ["a"]})
+    await service.ask("POST", "/v1/nodes/8/drain")
+    await service.ask("POST", "/v1/tasks/cancel", {"states": ["unfinished"]})
+    await service.ask("POST", "/v1/tasks/plan", {"argv": ["a"]})
+    await service.ask("GET", "/v1/tasks")
+    assert [(asked.path, answered.status) for asked, answered in service.audited] == [
+        ("/v1/tasks", 200), ("/v1/nodes/8/drain", 403), ("/v1/tasks/cancel", 200),
+    ]  # fmt: skip
+    task = json.loads(service.audited[0][1].body)["ids"][0]
+    assert service.audited[0][1].did == f"submitted {task}"
+    assert service.audited[2][1].did == f"cancelled {task}"
