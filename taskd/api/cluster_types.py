@@ -37,6 +37,7 @@ class NodeView(Wire, frozen=True, omit_defaults=False):
     lag_commits: int | None = None
     lag_s: float | None = None
     may_lead: bool = False
+    fingerprint: str = ""  # of the cluster key that its connection to the node that answers was opened with
 
 
 class Nodes(Wire, frozen=True, omit_defaults=False):

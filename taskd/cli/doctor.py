@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import socket
+import stat
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import click
 
+from taskd.cli.doctor_machine import CGROUPS, CONTROLLERS, look_at_machine
+from taskd.cli.finding import FAIL, OK, WARN, Finding
 from taskd.cli.nodes import CLOCK_OFFSET_S_MAX
-from taskd.cli.output import duration_text, plural, print_json, size_text, state_text
+from taskd.cli.output import duration_text, plural, print_json, state_text
 from taskd.cli.session import Session, talks
 from taskd.client import calls
 from taskd.client.errors import ApiError
 from taskd.errors import TaskdError
 from taskd.version import VERSION
 
-if TYPE_CHECKING:
-    from taskd.config import Config
-
-OK, WARN, FAIL = "ok", "warn", "fail"
-
-# A bug of the write-ahead log that can lose commits is mended in these and in all newer ones.
-SQLITE_GOOD = (3, 51, 3)
-SQLITE_MENDED = {(3, 50): 7, (3, 44): 6}
-DISK_WARN_FACTOR = 4  # Free space below so many times the mark where a scheduler stops taking tasks.
-
 Json = dict[str, Any]
-
-
-class Finding(NamedTuple):
-    """One line: how it is, what was looked at, what was found, and what to do where it is not well."""
-
-    level: str
-    what: str
-    text: str
-    advice: str = ""
 
 
 @click.command("doctor", epilog="\b\nThe exit code is 1 where something fails.")
@@ -44,7 +30,7 @@ class Finding(NamedTuple):
 @talks
 def doctor(session: Session, *, as_json: bool) -> int:
     """Check this machine and its daemon, and say what to do about what is wrong."""
-    findings = [finding for check in (_local, _daemon) for finding in check(session)]
+    findings = [*look_at_machine(), *_daemon(session)]
     if as_json:
         print_json([finding._asdict() for finding in findings])
     else:
@@ -57,95 +43,6 @@ def doctor(session: Session, *, as_json: bool) -> int:
     return 1 if any(finding.level == FAIL for finding in findings) else 0
 
 
-# -- This machine ------------------------------------------------------------------------------------------------------
-
-
-def _local(session: Session) -> Iterator[Finding]:
-    from taskd import config
-
-    try:
-        settings = config.load(None, os.environ, {})
-    except TaskdError as error:
-        yield Finding(FAIL, "settings", error.message, "mend the file or the variable, then: taskd config check")
-        settings = config.Config()
-    else:
-        yield Finding(OK, "settings", "fine")
-    checks: tuple[Callable[[Config], Finding], ...] = (_key, _disk, _sqlite, _discovery, _event_loop)
-    for check in checks:
-        yield check(settings)
-
-
-def _key(settings: Config) -> Finding:
-    from taskd import paths
-    from taskd.net.security import SchedulerKey, load_key
-
-    path = Path(settings.node.key_file or paths.key_file())
-    try:
-        key = load_key(path)
-    except TaskdError as error:
-        return Finding(FAIL, "key", error.message, f"chmod 600 {path}, or import it again: taskd key import --force")
-    if key is None:
-        advice = "a scheduler makes one at its first start; a worker needs: taskd key import"
-        return Finding(WARN, "key", f"there is none in {path}", advice)
-    kind = "scheduler" if isinstance(key, SchedulerKey) else "worker"
-    return Finding(OK, "key", f"{kind} key of cluster {key.fingerprint} in {path}")
-
-
-def _disk(settings: Config) -> Finding:
-    from taskd import paths
-
-    directory = Path(settings.node.state_dir or paths.places().state)
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    disk = os.statvfs(there)
-    free_bytes, least_bytes = disk.f_bavail * disk.f_frsize, settings.scheduler.free_disk_min_bytes
-    text = f"{size_text(free_bytes)} free for {directory}"
-    if free_bytes < least_bytes:
-        return Finding(FAIL, "disk", text, f"a scheduler takes no tasks below {size_text(least_bytes)}: make room")
-    if free_bytes < least_bytes * DISK_WARN_FACTOR:
-        return Finding(WARN, "disk", text, f"a scheduler takes no more tasks below {size_text(least_bytes)}")
-    return Finding(OK, "disk", text)
-
-
-def _sqlite(settings: Config) -> Finding:
-    try:
-        import apsw
-    except ImportError as error:
-        return Finding(FAIL, "sqlite", f"apsw cannot be loaded: {error}", "install taskd again: pip install taskd")
-    text: str = apsw.sqlite_lib_version()
-    major, minor, patch, *_ = (int(part) for part in text.split("."))
-    mended = SQLITE_MENDED.get((major, minor))
-    if (major, minor, patch) >= SQLITE_GOOD or (mended is not None and patch >= mended):
-        return Finding(OK, "sqlite", f"version {text}")
-    return Finding(FAIL, "sqlite", f"version {text} can lose commits", "pip install --upgrade apsw")
-
-
-def _discovery(settings: Config) -> Finding:
-    from ipaddress import ip_address
-
-    from taskd.net.discovery import lan_addresses
-
-    if not settings.network.mdns:
-        return Finding(OK, "discovery", "mDNS is off; schedulers are found by [network] join only")
-    addresses = lan_addresses(settings.network.interfaces)
-    shown = ", ".join(addresses)
-    if not addresses:
-        wanted = ", ".join(settings.network.interfaces) or "none"
-        return Finding(FAIL, "discovery", f"no usable interface (wanted: {wanted})", "see [network] interfaces")
-    if all(ip_address(address.partition("%")[0]).is_loopback for address in addresses):
-        return Finding(
-            WARN, "discovery", f"only this machine: {shown}", "for other machines name one: --join HOST:PORT"
-        )
-    return Finding(OK, "discovery", f"mDNS on {shown}")
-
-
-def _event_loop(settings: Config) -> Finding:
-    from importlib.util import find_spec
-
-    if find_spec("uvloop") is None:
-        return Finding(WARN, "event loop", "asyncio's own, which is slower", "pip install uvloop")
-    return Finding(OK, "event loop", "uvloop")
-
-
 # -- The daemon and its cluster ----------------------------------------------------------------------------------------
 
 
@@ -155,7 +52,11 @@ def _daemon(session: Session) -> Iterator[Finding]:
     except TaskdError as error:
         yield Finding(FAIL, "daemon", error.message)
         return
-    yield Finding(OK, "daemon", f"{found['name']} ({'+'.join(found['roles'])}) answers on {session.transport.path}")
+    path = session.transport.path
+    yield Finding(OK, "daemon", f"{found['name']} ({'+'.join(found['roles'])}) answers on {path}")
+    yield _socket(path)
+    if "worker" in found["roles"]:
+        yield _delegation(path)
     if found["version"] != VERSION:
         advice = "restart the daemon after an upgrade"
         yield Finding(WARN, "version", f"the daemon has {found['version']}, this command {VERSION}", advice)
@@ -174,6 +75,8 @@ def _daemon(session: Session) -> Iterator[Finding]:
         return
     yield _workers(nodes)
     yield _clocks(nodes)
+    yield _versions(nodes, found["version"])
+    yield _keys(nodes)
 
 
 def _workers(nodes: list[Json]) -> Finding:
@@ -197,3 +100,58 @@ def _clocks(nodes: list[Json]) -> Finding:
     if wrong:
         return Finding(WARN, "clocks", "; ".join(wrong), "run chrony or systemd-timesyncd there")
     return Finding(OK, "clocks", f"{plural(len(offsets), 'node')} within {CLOCK_OFFSET_S_MAX:g}s")
+
+
+def _versions(nodes: list[Json], own: str) -> Finding:
+    others = [f"{node['name']} has {node['version']}" for node in nodes if node["version"] not in ("", own)]
+    if others:
+        advice = "fine while a cluster is upgraded; a node serves the version of the protocol before its own"
+        return Finding(WARN, "versions", f"this node has {own}; {', '.join(others)}", advice)
+    return Finding(OK, "versions", f"all have {own}")
+
+
+def _keys(nodes: list[Json]) -> Finding:
+    """Which keys nodes showed to the leader."""
+    by_key: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.get("fingerprint"):
+            by_key.setdefault(node["fingerprint"], []).append(node["name"])
+    if not by_key:
+        return Finding(OK, "keys", "no other node is connected")
+    text = "; ".join(f"{fingerprint}: {', '.join(names)}" for fingerprint, names in sorted(by_key.items()))
+    if len(by_key) > 1:
+        return Finding(
+            WARN, "keys", text, "the key is being replaced: give all nodes the new one before the old one ends"
+        )
+    return Finding(OK, "keys", text)
+
+
+def _socket(path: str) -> Finding:
+    mode = os.stat(path).st_mode
+    if mode & stat.S_IWOTH:
+        advice = "every user may submit: see [api] socket_mode and socket_group"
+        return Finding(WARN, "socket", f"{path} is open to every user ({stat.filemode(mode)})", advice)
+    return Finding(OK, "socket", stat.filemode(mode))
+
+
+def _delegation(path: str) -> Finding:
+    """Whether the daemon may make control groups for its tasks: whether its own group is given to it."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError as error:
+        return Finding(
+            WARN, "delegation", f"the daemon's control group cannot be read: {error.strerror}", "run as root"
+        )
+    own = next((line[3:] for line in lines if line.startswith("0::")), "")
+    controllers = CGROUPS / own.strip("/") / "cgroup.controllers"
+    given = controllers.read_text().split() if controllers.exists() else []
+    missing = [name for name in CONTROLLERS if name not in given]
+    if missing:
+        advice = (
+            "limits of tasks are not enforced by groups: run the packaged unit (Delegate=), see taskd service install"
+        )
+        return Finding(WARN, "delegation", f"{own or 'no group of v2'} lacks {', '.join(missing)}", advice)
+    return Finding(OK, "delegation", own)

@@ -31,6 +31,8 @@ class PeerView(Protocol):
     @property
     def address(self) -> str: ...
     @property
+    def fingerprint(self) -> str: ...
+    @property
     def round_trip_s(self) -> float | None: ...
     @property
     def clock_offset_s(self) -> float | None: ...
@@ -193,6 +195,7 @@ class Views:
             lag_commits=replica.lag_commits if replica is not None else None,
             lag_s=replica.lag_s if replica is not None else None,
             may_lead=replica is not None and replica.may_lead,
+            fingerprint=peer.fingerprint if peer is not None else "",
         )
 
     # -- The whole -----------------------------------------------------------------------------------------------------

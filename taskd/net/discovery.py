@@ -11,12 +11,22 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Protocol
 
 import ifaddr
 from zeroconf import Error as ZeroconfError
-from zeroconf import IPVersion, RecordUpdate, RecordUpdateListener, ServiceInfo, ServiceStateChange, Zeroconf
+from zeroconf import (
+    IPVersion,
+    RecordUpdate,
+    RecordUpdateListener,
+    ServiceBrowser,
+    ServiceInfo,
+    ServiceStateChange,
+    Zeroconf,
+)
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from taskd.net.connection import address_text
@@ -65,6 +75,20 @@ def lan_addresses(wanted: Sequence[str] = (), adapters: Iterable[ifaddr.Adapter]
             elif not _VIRTUAL.match(adapter.name) and not (address.version == 6 and address.is_link_local):
                 found.append(text)  # A link-local address means nothing without the name of an interface.
     return sorted(set(found or loopback))
+
+
+def heard_schedulers(addresses: Sequence[str], listen_s: float) -> int:
+    """How many schedulers of whatever cluster answer on these addresses within that time. Blocks. Raises OSError."""
+    heard: set[str] = set()
+
+    def note(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        if state_change is not ServiceStateChange.Removed and _NAME.fullmatch(_label(name)) is not None:
+            heard.add(name)
+
+    with closing(Zeroconf(interfaces=list(addresses), ip_version=_version(list(addresses)))) as zeroconf:
+        ServiceBrowser(zeroconf, SERVICE, handlers=[note])
+        time.sleep(listen_s)
+    return len(heard)
 
 
 class Discovery:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from taskd.cli import doctor_machine
+from taskd.version import VERSION
 from tests.cli.conftest import Taskd
 from tests.client.fake_daemon import FakeDaemon
 
@@ -221,6 +225,12 @@ def test_settings_are_checked_as_a_daemon_would(taskd: Taskd, home: Path, monkey
 # -- The doctor --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody announces anything here: no need to listen for long."""
+    monkeypatch.setattr(doctor_machine, "LISTEN_S", 0.02)
+
+
 def findings(taskd: Taskd) -> tuple[int, dict[str, tuple[str, str]]]:
     ran = taskd("doctor", "--json")
     return ran.code, {item["what"]: (item["level"], item["text"]) for item in json.loads(ran.out)}
@@ -232,14 +242,22 @@ def test_the_doctor_finds_all_well(taskd: Taskd, daemon: FakeDaemon, home: Path)
     assert {
         "settings",
         "key",
+        "state",
         "disk",
+        "sync",
         "sqlite",
+        "interfaces",
         "discovery",
+        "port",
+        "cgroups",
         "event loop",
         "daemon",
+        "socket",
         "leader",
         "workers",
         "clocks",
+        "versions",
+        "keys",
     } == set(levels)
     assert (code, levels["key"], levels["daemon"], levels["leader"]) == (0, "warn", "ok", "ok")
     text = taskd("doctor").out
@@ -276,6 +294,54 @@ def test_the_doctor_finds_what_is_wrong(
     assert "taskd start" in found["daemon"][1]
 
 
+def test_the_doctor_looks_at_the_nodes(taskd: Taskd, daemon: FakeDaemon, home: Path) -> None:
+    for node, fingerprint in zip(daemon.nodes, ("aa", "bb"), strict=False):
+        node.update(fingerprint=fingerprint)
+    daemon.nodes[1]["version"] = "0.0.9"
+    found = findings(taskd)[1]
+    assert found["versions"][0] == found["keys"][0] == "warn"
+    assert "arm has 0.0.9" in found["versions"][1]
+    assert found["keys"][1] == "aa: head; bb: arm"
+    daemon.nodes[1].update(version=VERSION, fingerprint="aa")
+    found = findings(taskd)[1]
+    assert found["keys"] == ("ok", "aa: head, arm")
+
+
+def test_the_doctor_looks_at_permissions(
+    taskd: Taskd, daemon: FakeDaemon, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = tmp_path / "kept"
+    (state / "scheduler").mkdir(parents=True)
+    monkeypatch.setenv("TASKD_NODE_STATE_DIR", str(state))
+    (state / "scheduler").chmod(0o777)
+    assert findings(taskd)[1]["state"] == ("fail", f"{state / 'scheduler'} can be written by others")
+    (state / "scheduler").chmod(0o700)
+    Path(daemon.path).chmod(0o666)
+    found = findings(taskd)[1]
+    assert found["state"][0] == "ok"
+    assert found["socket"][0] == "warn"
+    assert list(state.iterdir()) == [state / "scheduler"], "nothing is left behind"
+
+
+def test_the_doctor_looks_at_the_port(
+    taskd: Taskd, daemon: FakeDaemon, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("TASKD_NETWORK_LISTEN", f"127.0.0.1:{port}")
+
+        def greet(with_: bytes) -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(with_)
+
+        for greeting, level in ((b"taskd1 f00d\n", "ok"), (b"SSH-2.0\r\n", "warn")):
+            thread = threading.Thread(target=greet, args=(greeting,))
+            thread.start()
+            assert findings(taskd)[1]["port"][0] == level
+            thread.join()
+    assert findings(taskd)[1]["port"] == ("ok", f"nothing listens on TCP {port}: free for a scheduler")
+
+
 def test_the_doctor_looks_at_the_disk(
     taskd: Taskd, daemon: FakeDaemon, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +351,7 @@ def test_the_doctor_looks_at_the_disk(
     monkeypatch.setenv("TASKD_NETWORK_INTERFACES", "none0")
     monkeypatch.setenv("TASKD_SCHEDULER_FREE_DISK_MIN_BYTES", "1KiB")
     code, found = findings(taskd)
-    assert found["discovery"][0] in ("fail", "warn")
+    assert found["interfaces"] == ("fail", "no usable interface (wanted: none0)")
+    assert found["discovery"][0] == "warn"
     monkeypatch.setenv("TASKD_NETWORK_MDNS", "off")
     assert findings(taskd)[1]["discovery"][0] == "ok"

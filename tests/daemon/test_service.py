@@ -137,7 +137,11 @@ class Stage:
     def connect(self, node_id: int, *roles: Any, clock_offset_s: float = 0.0) -> None:
         self.peers.append(
             SimpleNamespace(
-                node=info(node_id, *roles), address="10.0.0.1:1", round_trip_s=0.001, clock_offset_s=clock_offset_s
+                node=info(node_id, *roles),
+                address="10.0.0.1:1",
+                fingerprint="f00d",
+                round_trip_s=0.001,
+                clock_offset_s=clock_offset_s,
             )
         )
 
