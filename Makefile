@@ -29,7 +29,7 @@ demo: $(VENV)/.runs ## Two schedulers and three workers find each other and do r
 test: check ## Everything: lint, types, layers, units, real daemons, a LAN of network namespaces where permitted
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -r s $(ARGS)
 
-test-guest: $(VENV)/.develops ## Limits of tasks in a real cgroup v2: a guest of QEMU's, in a minute; skipped where there is none
+test-guest: $(VENV)/.develops ## Limits of tasks in a real cgroup v2: a guest of QEMU's, in a minute or two; skipped where there is none
 	@$(BIN)/python -m tests.guest; code=$$?; [ $$code = 77 ] || exit $$code
 
 check: $(VENV)/.develops ## Lint, format, types and import directions, in seconds

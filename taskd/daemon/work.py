@@ -145,9 +145,10 @@ def _launches(place: Place, settings: WorkerSettings, reaper: Reaper) -> Launche
 
 
 def _reachable(place: Place, settings: WorkerSettings) -> Path:
-    """Where our own launcher makes private directories: the task user has to pass through to them, and nothing else."""
+    """Where a launcher of our own makes private directories, and its groups: all made ready for it."""
     directory = place.directory / "tasks"
     if not settings.launcher:
+        delegated()  # It begins in the leaf that we move to, and makes groups beside that.
         for above in (place.directory, place.directory.parent):
-            above.chmod(above.stat().st_mode | 0o111)
+            above.chmod(above.stat().st_mode | 0o111)  # For the task user to pass through, and nothing else.
     return directory

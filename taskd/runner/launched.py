@@ -39,7 +39,7 @@ from taskd.runner.launch_messages import (
 from taskd.runner.launch_stream import LaunchStream
 from taskd.runner.reaper import Reaper
 
-CONNECT_S_MAX = 10.0
+CONNECT_S_MAX = 30.0  # A machine that has just been switched on is slow.
 RETRY_S = 0.5
 LEAVE_S_MAX = 15.0  # For the launcher to end what it has started.
 

@@ -58,15 +58,8 @@ async def stage(request: pytest.FixtureRequest, cgroups: Cgroups) -> AsyncIterat
             async with Stage(directory, cgroups=cgroups) as stage:
                 yield stage
         else:
-            # The launcher inherits our group when it is started; a service has one of its own.
-            own = ROOT / "launcher.service"
-            enter(own.name)
-            try:
-                async with LaunchStage(directory) as stage:
-                    (OURS / "daemon/cgroup.procs").write_text(str(os.getpid()))
-                    yield stage
-            finally:
-                (OURS / "daemon/cgroup.procs").write_text(str(os.getpid()))
+            async with LaunchStage(directory) as stage:
+                yield stage
         assert not list(ROOT.glob("*/attempt-*")), "groups go with their attempts"  # noqa: ASYNC240  # a look
 
 

@@ -359,3 +359,13 @@ def make_temporary_file() -> tuple[str, int]:
     descriptor, path = tempfile.mkstemp()
     os.close(descriptor)
     return path, os.stat(os.path.dirname(path)).st_mode & 0o777
+
+
+@task
+def identity() -> dict[str, Any]:
+    """Who a call is, and where."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    return {
+        "pid": os.getpid(), "uid": os.getuid(), "gid": os.getgid(), "capabilities": int(status["CapEff"], 16),
+        "directory": os.getcwd(), "temporary": tempfile.gettempdir(), "mode": os.stat(".").st_mode & 0o777,
+    }  # fmt: skip
