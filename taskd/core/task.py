@@ -287,7 +287,15 @@ _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
 decode_spec = msgspec.msgpack.Decoder(TaskSpec).decode
 decode_record = msgspec.msgpack.Decoder(Record).decode
-decode_report = msgspec.msgpack.Decoder(Report).decode
+_decode_report = msgspec.msgpack.Decoder(Report).decode
+
+
+def decode_report(data: bytes) -> Report:
+    """What a worker has said of an attempt. Raises msgspec.DecodeError, whatever is wrong with it."""
+    try:
+        return _decode_report(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"it cannot be read: {error}") from None
 
 
 def units(amount: float) -> int:

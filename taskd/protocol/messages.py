@@ -17,6 +17,8 @@ StoreId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Unsigned = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 # No cluster changes its leader so often: beyond this a counter is damage or malice.
 Epoch = Annotated[int, Meta(ge=0, le=(1 << 48) - 1)]
+# UTC seconds until the year 5138: what is no number, and what no clock says, would end whoever writes it as a date.
+Moment = Annotated[float, Meta(ge=0, le=1e11)]
 Proof = Annotated[bytes, Meta(max_length=64)]
 Name = Annotated[str, Meta(max_length=255)]
 Text = Annotated[str, Meta(max_length=4096)]
@@ -155,7 +157,7 @@ class AttemptStarted(Part, frozen=True):
     """A worker began an attempt."""
 
     key: AttemptKey
-    started_s: float
+    started_s: Moment
 
 
 class AttemptEnded(Part, frozen=True):
@@ -163,8 +165,8 @@ class AttemptEnded(Part, frozen=True):
 
     key: AttemptKey
     outcome: Annotated[int, Meta(ge=0, le=255)]
-    started_s: float  # 0 where it never began.
-    ended_s: float
+    started_s: Moment  # 0 where it never began.
+    ended_s: Moment
     report: bytes = b""
 
 

@@ -344,7 +344,7 @@ WITH_WORKER_KEY: dict[str, tuple[Any, str]] = {
     "says that the leader's id is taken": (as_worker(msg.Goodbye("go away", "somebody", True)), CLOSED),
     "ends what it was never given": (as_worker(ended(0, *KEYS)), STAYS),
     "an outcome that does not exist": (as_worker(msg.Register(OFFER, (), (), None), ended(255, KEYS[0])), STAYS),
-    "times that are none": (as_worker(msg.Started((msg.AttemptStarted(KEYS[0], float("nan")),))), STAYS),
+    "times that are none": (as_worker(msg.Started((msg.AttemptStarted(KEYS[0], float("nan")),))), "not a message"),
     "holds what nobody gave": (as_worker(msg.Register(OFFER, KEYS, KEYS, None), msg.Inventory(BIG, KEYS)), STAYS),
     "offers a million slots": (as_worker(msg.Offering(msg.Offer(1_000_000, {}, {}, ()))), STAYS),
     "offers a thousand and one labels": (as_worker(labels(1001)), "not a message"),

@@ -25,8 +25,9 @@ offers = st.builds(
     st.lists(names, max_size=3).map(tuple), st.lists(handlers, max_size=3).map(tuple),
 )  # fmt: skip
 assignments = st.builds(msg.Assignment, keys, bodies)
-started = st.builds(msg.AttemptStarted, keys, times)
-ended = st.builds(msg.AttemptEnded, keys, st.integers(0, 255), times, times, bodies)
+moments = st.floats(0, 1e11)
+started = st.builds(msg.AttemptStarted, keys, moments)
+ended = st.builds(msg.AttemptEnded, keys, st.integers(0, 255), moments, moments, bodies)
 
 dots = st.builds(msg.Dot, terms, unsigned)
 many_dots = st.lists(dots, max_size=4).map(tuple)
