@@ -322,7 +322,7 @@ WITH_WORKER_KEY: dict[str, tuple[Any, str]] = {
     "says that it is a scheduler": (hello(somebody("scheduler")), "and its certificate says"),
     "says that it is another node": (hello(somebody(node_id=5)), "says it is node 5"),
     "says another cluster": (hello(NODE, cluster="x" * 255), "belongs to the cluster"),
-    "says a version to come": (hello(NODE, version=BIG), "protocol version"),
+    "says a version to come": (hello(NODE, version=BIG), "of the protocol"),
     "has the id of the leader": (its_id, "has our node id"),
     "has the id of a worker": (a_workers_id, "is taken by hand"),
     "says no hello first": (first(msg.Ping(1, 1.0)), "the first message must be Hello"),
