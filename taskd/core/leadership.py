@@ -91,7 +91,8 @@ class Leadership:
         """A node says whom it follows."""
         before, followed = self.election.greatest, self.election.followed
         term = message.term
-        is_proven = term is not None and self.seal.holds(term, message.proof)
+        # The greatest one that we know needs no proof; a worker of the version before has none.
+        is_proven = term is not None and (term == self.election.greatest or self.seal.holds(term, message.proof))
         try:
             self.election.heard(sender, message, is_proven=is_proven)
         except ValueError as error:

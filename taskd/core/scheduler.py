@@ -145,7 +145,9 @@ class Scheduler(Leadership):
         if message.term is not None:
             before = self.election.greatest
             try:
-                if sender != self.node.node_id and not self.seal.holds(message.term, message.proof):
+                # One that we know needs no proof; a worker of the version before has none.
+                is_news = before is None or message.term.rank() > before.rank()
+                if is_news and sender != self.node.node_id and not self.seal.holds(message.term, message.proof):
                     raise ValueError(f"a worker has obeyed term {message.term.epoch}, and shows no seal of it")
                 self.election.learn(message.term)
             except ValueError as error:
