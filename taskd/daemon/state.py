@@ -213,10 +213,21 @@ def choose_socket(settings: NodeSettings, roles: Sequence[Role]) -> SocketPlace:
         if place is not None:
             if path != wanted[0]:
                 log("info", "another daemon answers on the usual socket", usual=wanted[0], socket=path)
+            _tidy(wanted[wanted.index(path) + 1 :])
             return place
     raise AlreadyRunning(
         f"another daemon answers on {' and '.join(wanted)}: stop it first, or choose another place with --socket"
     )
+
+
+def _tidy(paths_left: Sequence[str]) -> None:
+    """Remove what a killed daemon of this role has left at the places that are not needed now."""
+    for path in paths_left:
+        if os.path.lexists(path):
+            with contextlib.suppress(ConfigError):  # It is something else: not ours.
+                place = _claim(path)
+                if place is not None:
+                    place.close()
 
 
 def _claim(path: str) -> SocketPlace | None:

@@ -273,6 +273,20 @@ def test_a_place_that_cannot_be_is_refused_in_words(tmp_path):
         choose_socket(NodeSettings(socket="/" + "x" * 107), ("worker",))
 
 
+def test_what_a_killed_daemon_left_at_the_socket_of_its_role_is_removed_by_the_next(run_directory, listener):
+    other = choose_socket(NodeSettings(), ("worker",))
+    left, kept = f"{run_directory}/taskd-scheduler.sock", run_directory / "taskd-worker.sock"
+    listener.bind(left)  # As if its process were gone.
+    other.close()
+    kept.write_text("no socket")
+    place = choose_socket(NodeSettings(), ("scheduler",))
+    assert place.path == f"{run_directory}/taskd.sock"
+    assert not os.path.lexists(left)
+    place.close()
+    choose_socket(NodeSettings(), ("worker",)).close()
+    assert kept.read_text() == "no socket"
+
+
 def test_closing_a_place_without_a_socket_is_no_error(tmp_path):
     place = choose_socket(NodeSettings(socket=str(tmp_path / "a.sock")), ("worker",))
     assert isinstance(place, SocketPlace)
