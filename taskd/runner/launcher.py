@@ -278,6 +278,7 @@ class Session:
         self._stream = stream
         self._directory = directory
         self._user = user
+        self._running: set[AttemptKey] = set()
 
     async def run(self) -> None:
         """Serve the worker, then end what is left of its processes. Raises OSError, and ValueError for what no worker
@@ -341,6 +342,9 @@ class Session:
         if isinstance(frame, Launch):
             if not STANDARD_DESCRIPTORS <= frame.descriptors <= DESCRIPTORS_MAX:
                 raise ValueError(f"{frame.descriptors} open files")
+            if frame.key in self._running:
+                raise ValueError("it runs already")  # Of two by one name, one would not be looked after.
+            self._running.add(frame.key)
             lending.expect(frame.key, self._stream.take_descriptors(frame.descriptors), frame.is_handler)
             if frame.is_handler:
                 place.handlers.add(frame.key)
@@ -353,4 +357,5 @@ class Session:
     def _on_progress(self, place: UsersPlace, started: list[AttemptStarted], ended: list[AttemptEnded]) -> None:
         for it in ended:
             place.handlers.discard(it.key)
+            self._running.discard(it.key)
         self._stream.send(encode(Progress(tuple(started), tuple(ended))))

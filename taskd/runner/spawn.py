@@ -59,7 +59,7 @@ class Spawner:
             if wrapped is not argv:
                 _require_program(argv[0], directory, environment)  # The shell that sets the limits could only say 127.
                 argv = wrapped
-        executable = self._find(argv[0], environment["PATH"])
+        executable = self._find(argv[0], environment.get("PATH", os.defpath))
         try:
             return self._popen(argv, executable, directory, environment, capture)
         except OSError:

@@ -34,6 +34,7 @@ plausible = {
     "shell": texts,
     "params": values,
     "env": st.dictionaries(texts, texts, max_size=2),
+    "secrets": st.dictionaries(texts, texts, max_size=2),
     "constraints": st.lists(texts, max_size=2),
     "labels": st.dictionaries(texts, texts, max_size=2),
     "at": texts | st.floats(0, 1e12),

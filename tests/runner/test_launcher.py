@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from taskd.core.task import Outcome
+from taskd.core.task import Outcome, TaskSpec
+from taskd.core.task import encode as encode_spec
 from taskd.errors import ConfigError
-from taskd.runner.launch_messages import Prepare, decode_to_worker, encode
+from taskd.runner.launch_messages import Launch, Prepare, Prepared, decode_to_worker, encode
 from taskd.runner.launch_stream import FRAME_BYTES_MAX, LaunchStream
 from taskd.runner.task_user import TaskUser
 from tests.runner.launch_stage import LaunchStage, needs_root, open_directory, user
-from tests.runner.stage import is_there, until
+from tests.runner.stage import is_there, new_key, until
 from tests.runner.test_ending import FAMILY
 
 pytestmark = needs_root
@@ -229,3 +231,28 @@ async def test_strangers_and_noise_are_refused_and_harm_nobody(service: tuple[Pa
     assert "starts tasks as 'nobody'" in str(decode_to_worker(await stream.receive()))
     stream.close()
     assert process.poll() is None
+
+
+async def test_nothing_is_launched_twice_by_one_name(service: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    path, process = service
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(path))
+    stream = LaunchStream(connection)
+    stream.send(encode(Prepare("1" * 32, "", {}, False, True, "")))
+    assert isinstance(decode_to_worker(await stream.receive()), Prepared)
+    null_fd = os.open(os.devnull, os.O_RDWR)
+    spec = encode_spec(TaskSpec("command", shell="setsid sleep 1000 & sleep 1000"))
+    launch = encode(Launch(new_key(), spec, False, 2))
+    for _ in range(2):
+        stream.send(launch, (os.dup(null_fd), os.dup(null_fd)))
+    os.close(null_fd)
+    with contextlib.suppress(EOFError):
+        while True:
+            await stream.receive()
+    stream.close()
+    assert process.poll() is None
+    await until(lambda: not _children_of(process.pid))
+
+
+def _children_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
