@@ -31,7 +31,7 @@ from taskd import task
 def describe(name: str) -> dict:
     root = tree.fromstring("<a><b/></a>")
     two = sqlite3.connect(":memory:").execute("SELECT 1 + 1").fetchone()[0]
-    return {"hello": name, "two": two, "tag": root[0].tag, "names": sorted(os.environ), "libraries": sys.path[1:]}
+    return {"hello": name, "uid": os.getuid(), "two": two, "tag": root[0].tag, "names": sorted(os.environ)}
 
 def square(number: int) -> int:
     return number * number
@@ -41,6 +41,17 @@ def squares(numbers: list[int]) -> list[int]:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         return pool.map(square, numbers)
 """
+
+
+TASKS_UID = 4242
+
+
+def with_handlers(root: BareRoot) -> dict[str, str]:
+    """The settings of a worker with HANDLERS, which are put there."""
+    modules = root.path / "work" / "modules"
+    modules.mkdir()
+    (modules / "mine.py").write_text(HANDLERS)
+    return {"TASKD_WORKER_HANDLERS": "mine", "TASKD_WORKER_HANDLER_PATH": "/work/modules"}
 
 
 def why_not() -> str:
@@ -76,11 +87,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BareRoot]:
 
 def test_it_does_everything_without_python(root):
     assert root.taskd("--version").stdout == f"taskd {VERSION}\n"
-    modules = root.path / "work" / "modules"
-    modules.mkdir()
-    (modules / "mine.py").write_text(HANDLERS)
-    settings = {"TASKD_WORKER_HANDLERS": "mine", "TASKD_WORKER_HANDLER_PATH": "/work/modules"}
-    daemon = BareDaemon(root, settings)
+    daemon = BareDaemon(root, with_handlers(root))
     try:
         daemon.start()
         unpacked = sorted(os.listdir(root.path / "tmp"))
@@ -108,9 +115,16 @@ def test_it_does_everything_without_python(root):
 
 
 @pytest.mark.parametrize("root", ["file"], indirect=True)
-def test_a_killed_loader_takes_its_daemon_along(root):
-    daemon = BareDaemon(root, {})
+def test_another_users_handlers_run_and_a_killed_loader_takes_its_daemon_along(root):
+    """That user cannot read what root has unpacked: its processes unpack themselves, below a loader of their own."""
+    (root.path / "etc").mkdir()
+    (root.path / "etc/passwd").write_text(f"root:x:0:0::/:/bin/sh\ntasks:x:{TASKS_UID}:{TASKS_UID}::/tmp:/bin/sh\n")
+    (root.path / "etc/group").write_text(f"root:x:0:\ntasks:x:{TASKS_UID}:\n")
+    daemon = BareDaemon(root, {**with_handlers(root), "TASKD_WORKER_TASK_USER": "tasks"})
     daemon.start()
+    described = root.taskd("submit", "--type", "describe", "--params", '{"name": "Ada"}', "--wait", "--json")
+    assert described.returncode == 0, described.stderr + daemon.log.read_text()
+    assert json.loads(described.stdout)["result"]["uid"] == TASKS_UID
     assert daemon.process is not None
     children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
     assert len(children) == 1
