@@ -132,8 +132,8 @@ def _show_attempt(attempt: Json, now_s: float, *, with_leader: bool) -> None:
         ("reason", attempt["reason"]),
     ]
     if error:
-        fields.append(("error", f"{error['type']}: {error['message']}".rstrip(": ")))
-        fields.append(("", error["traceback"].rstrip()))
+        fields.append(("error", f"{error['type']}: {error.get('message', '')}".rstrip(": ")))
+        fields.append(("", error.get("traceback", "").rstrip()))
     print_fields(((name, clean(value, "\n\t")) for name, value in fields), indent="  ")
 
 

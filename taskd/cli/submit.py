@@ -152,6 +152,13 @@ def _submit_many(session: Session, tasks: Iterator[Json]) -> Json:
 
 def _from_file(source: str, options: Json) -> Iterator[Json]:
     """The tasks of a file, each with the options of the command line where it has none of its own."""
+    try:
+        yield from _from_text(source, options)
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--from-json: {source} is not UTF-8 text: {error}") from None
+
+
+def _from_text(source: str, options: Json) -> Iterator[Json]:
     with click.open_file(source, encoding="utf-8") as file:
         start = file.read(1)
         while start.isspace():
