@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -30,6 +31,7 @@ LINE_BYTES_MAX = 8190  # Of the request's first line, and of one header.
 QUERY_FIELDS_MAX = 64
 LINGER_S = 2.0  # How long a refused body is read on, so that the client gets to see why.
 CONNECTIONS_MAX = 512  # Half of what processes may usually open; the rest is for peers, files and tasks.
+USER_CONNECTIONS_MAX = 256  # Of one user who is no administrator: no single one keeps all others out.
 GRACE_S = 5.0
 
 _RETRY_AFTER_S = {429: "1", 503: "2"}
@@ -243,6 +245,7 @@ class _Http(web.Server):
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], door: Door) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.door = door
+        self.by_user: Counter[str] = Counter()  # connections
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self.door)
@@ -281,9 +284,24 @@ class _Connection(web.RequestHandler):
         except OSError as error:  # Gone already.
             self.refusal = Forbidden(f"the socket does not say who you are: {error}")
         super().connection_made(transport)
-        if len(self._http.connections) > CONNECTIONS_MAX and self.transport is not None:
+        caller, http = self.caller, self._http
+        if caller is not None:
+            http.by_user[caller.user] += 1
+        is_too_many = len(http.connections) > CONNECTIONS_MAX or (
+            caller is not None and not caller.is_admin and http.by_user[caller.user] > USER_CONNECTIONS_MAX
+        )
+        if is_too_many and self.transport is not None:
             self.transport.write(_REFUSED)
             self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is gone."""
+        super().connection_lost(exc)
+        caller, by_user = self.caller, self._http.by_user
+        if caller is not None:
+            by_user[caller.user] -= 1
+            if not by_user[caller.user]:
+                del by_user[caller.user]
 
     def handle_error(
         self,
@@ -303,7 +321,7 @@ class _Connection(web.RequestHandler):
 
 
 def _refusal() -> bytes:
-    error = Overloaded(f"{CONNECTIONS_MAX} connections are open already; try again later")
+    error = Overloaded("too many connections are open already; try again later")
     body = error_response(error).body
     head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body

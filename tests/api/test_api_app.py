@@ -18,7 +18,7 @@ from taskd.api.app import ApiServer, serve
 from taskd.api.cluster_types import EventView
 from taskd.core.task import Report
 from taskd.errors import AlreadyRunning, Unavailable
-from tests.api.fakes import NOW_S, FakeService, written
+from tests.api.fakes import ALICE, BOB, NOW_S, ROOT, FakeService, written
 from tests.api.loops import on_both_loops
 from tests.api.test_api_output import Growing
 
@@ -258,6 +258,23 @@ async def test_too_many_connections(service: FakeService, path: Path, monkeypatc
             if status == 200:
                 break
         await third.close()
+
+
+@on_both_loops
+async def test_one_user_does_not_keep_all_others_out(
+    service: FakeService, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "USER_CONNECTIONS_MAX", 1)
+    callers = iter([BOB, BOB, ALICE, ROOT, ROOT, BOB])
+    monkeypatch.setattr(app.Door, "admit", lambda door, peer: next(callers))
+    async with connected(service, path) as bob:
+        assert (await bob.ask("GET", "/healthz"))[0] == 200
+        again = await Http.open(path)
+        assert (await again.answer())[0] == 429
+        others = [await Http.open(path) for _ in range(3)]
+        assert [(await other.ask("GET", "/healthz"))[0] for other in others] == [200] * 3
+        for http in (again, *others):
+            await http.close()
 
 
 @on_both_loops
