@@ -44,7 +44,7 @@ plausible = {
 }
 fields = st.sampled_from(sorted({*Submission.__struct_fields__, "unknown"}))
 tasks = st.dictionaries(fields, values, max_size=4) | st.fixed_dictionaries({}, optional=plausible)
-quickly = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quickly = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 def ask(service: FakeService, method: str, path: str, query: dict[str, str], body: bytes) -> int:

@@ -342,7 +342,7 @@ schema_values = st.recursive(
 
 
 @given(schema=schema_values, params=json_values)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_schema_and_any_params_end_in_an_answer(schema, params):
     wrong = Checker(json.dumps(schema).encode()).check(json.dumps(params).encode())
     assert wrong is None or wrong.startswith("params")

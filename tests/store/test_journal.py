@@ -160,7 +160,7 @@ def test_cut_anywhere_it_loads_what_was_whole(tmp_path: Path, history: bytes):
     assert reached == set(range(len(STATES)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_flipped_bit_costs_at_most_what_follows(tmp_path_factory, history: bytes, data: st.DataObject):
     at = data.draw(st.integers(0, len(history) - 1))
@@ -174,7 +174,7 @@ def test_any_flipped_bit_costs_at_most_what_follows(tmp_path_factory, history: b
     assert len(damaged.read_bytes()) >= len(content) - at
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=300), keeps_magic=st.booleans())
 def test_garbage_never_raises(tmp_path_factory, content: bytes, keeps_magic: bool):
     reopened(tmp_path_factory.mktemp("garbage"), MAGIC * keeps_magic + content)

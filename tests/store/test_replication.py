@@ -198,7 +198,7 @@ def test_rows_in_any_order_any_groups_and_repeated_give_the_same_table(store: St
 
     with asyncio.Runner() as runner:
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=60)
         @given(groups_of_rows, st.data())
         def check(groups, data):
             rows = [row for group in groups for row in group]
@@ -293,7 +293,7 @@ def test_what_is_lacking_is_what_is_not_covered(store: Store):
         ]
         runner.run(store.commit(commit(versions)))
 
-        @settings(max_examples=50, deadline=None)
+        @settings(max_examples=50)
         @given(st.dictionaries(st.tuples(small, small, small), small))
         def check(seen: dict[tuple[int, int, int], int]):
             expected = [
