@@ -91,10 +91,9 @@ class Lan:
         """What is heard of these packets, by the time that an honest announcement after them is."""
         self.send(*packets)
         marker = 1_000_000 + next(_numbers)
-        honest = announcement(node_id=str(marker))
         found: list[tuple[int, int]] = []
         while True:
-            self.send(honest)
+            self.send(announcement(node_id=str(marker)))  # Under another name each time: one is told once.
             try:
                 async with asyncio.timeout(2.0):
                     while (told := await self.mesh.told.get())[0] != marker:

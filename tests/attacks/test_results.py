@@ -3,6 +3,7 @@ that it sends, and the state that the task is to have afterwards. Whoever asks f
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from taskd.protocol import messages as msg
 from tests.attacks.intruder import Intruder
 from tests.attacks.test_peer_port import Target, somebody
 
+_node_ids = itertools.count(7000)  # Another worker for each row: the last one may not be known to be gone yet.
 NAN, INF = float("nan"), float("inf")
 OFFER = msg.Offer(8, {"cpus": 8000}, {"kind": "hostile"}, ("command",))
 OK, EXIT, SIGNAL, OOM, LOST = Outcome.OK, Outcome.EXIT_NONZERO, Outcome.SIGNAL, Outcome.OOM, Outcome.LOST
@@ -74,7 +76,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 @pytest.fixture
 def hostile(target: Target) -> Iterator[Intruder]:
     """A worker that is taken in."""
-    made = Intruder.greeted(target.port, target.key.worker_key, somebody())
+    made = Intruder.greeted(target.port, target.key.worker_key, somebody(node_id=next(_node_ids)))
     made.say(msg.Leading(None), msg.Register(OFFER, (), (), None))
     made.hear(msg.Registered)
     yield made
