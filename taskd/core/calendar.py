@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from taskd.core.backlog import ENTRY_BYTES, due_of, entry_of
-from taskd.core.deadlines import Deadlines
+from taskd.core.deadlines import Deadlines, earliest
 from taskd.core.packed import PackedSet
 
 
@@ -15,6 +15,9 @@ class Due(IntEnum):
 
     READY = 1  # a SCHEDULED or RETRYING task becomes ready
     TOO_LATE = 2  # the deadline to begin
+
+
+READY, TOO_LATE = Due  # Looked up in an enumeration these would cost more than what is done with them.
 
 
 class Calendar:
@@ -30,7 +33,13 @@ class Calendar:
     @property
     def count_outside(self) -> int:
         """Times to be ready of tasks that are not in memory."""
-        return len(self._far[Due.READY]) + len(self._coming)
+        return len(self._far[READY]) + len(self._coming)
+
+    @property
+    def has_far(self) -> bool:
+        """Whether something is known of tasks on the disk alone."""
+        far = self._far
+        return bool(far[READY]) or bool(far[TOO_LATE]) or bool(self._coming)
 
     # -- Of tasks in memory --------------------------------------------------------------------------------------------
 
@@ -44,10 +53,11 @@ class Calendar:
 
     def next(self) -> float | None:
         """When something is due next."""
-        due = [deadlines.next() for deadlines in self._near.values()]
-        if not self._coming:
-            due += [due_of(entry)[0] for far in self._far.values() if (entry := far.first()) is not None]
-        return min((due_s for due_s in due if due_s is not None), default=None)
+        near = self._near
+        due_s = earliest(near[READY].next(), near[TOO_LATE].next())
+        if self.has_far and not self._coming:
+            due_s = earliest(due_s, *(due_of(entry)[0] for far in self._far.values() if (entry := far.first())))
+        return due_s
 
     def pop_due(self, now_s: float) -> list[tuple[Due, bytes]]:
         """Remove and return what is due of tasks in memory: first those that become ready."""
@@ -62,13 +72,13 @@ class Calendar:
     @property
     def is_crowded(self) -> bool:
         """Whether tasks that wait for their time could be on the disk alone."""
-        return len(self._near[Due.READY]) > self._window
+        return len(self._near[READY]) > self._window
 
     def pop_far(self, may_chill: Callable[[bytes], bool]) -> list[bytes]:
         """Keep half as many times to be ready as near; returns the tasks whose times are far from now on."""
         if not self.is_crowded:
             return []
-        near, far = self._near[Due.READY], self._far[Due.READY]
+        near, far = self._near[READY], self._far[READY]
         chilled = []
         for task_id, due_s in near.latest(len(near) - self._window // 2):
             if may_chill(task_id):
@@ -80,10 +90,10 @@ class Calendar:
 
     def chill(self, task_id: bytes) -> None:
         """A task is on the disk alone from now on: its deadline is far."""
-        due_s = self._near[Due.TOO_LATE].get(task_id)
+        due_s = self._near[TOO_LATE].get(task_id)
         if due_s is not None:
-            self._near[Due.TOO_LATE].clear(task_id)
-            self._far[Due.TOO_LATE].add(entry_of(due_s, task_id))
+            self._near[TOO_LATE].clear(task_id)
+            self._far[TOO_LATE].add(entry_of(due_s, task_id))
 
     def warm(self, kind: Due, task_id: bytes, due_s: float) -> bool:
         """A task is wanted in memory: forget its far time; whether there was one."""

@@ -8,6 +8,16 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
+
+def earliest(*times: float | None) -> float | None:
+    """The least of those times that there are. Written out, for each turn asks a dozen times."""
+    least = None
+    for time in times:
+        if time is not None and (least is None or time < least):
+            least = time
+    return least
+
+
 GARBAGE_MIN = 64  # Cleared and moved entries stay in the heap until they come up, or outnumber the others and these.
 
 

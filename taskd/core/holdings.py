@@ -143,6 +143,8 @@ class Holdings(ABC):
 
     def wanted(self, now_s: float) -> list[Wanted]:
         """What is to be read from the disk now; `then` is told the rows, and UTC."""
+        if not self.queue.hungry and not self._calendar.has_far:
+            return []
         wanted = [
             Wanted([due_of(entry)[1] for entry in page], partial(self._arrived, shape, page))
             for shape, page in self.queue.next_pages()

@@ -13,7 +13,7 @@ from random import Random
 from taskd.core import events as ev
 from taskd.core.adoption import Adoption
 from taskd.core.backlog import Backlog
-from taskd.core.deadlines import Deadlines
+from taskd.core.deadlines import Deadlines, earliest
 from taskd.core.dispatch import Dispatch
 from taskd.core.effects import AnnounceNode, Effect, Log, ReadOld, Reply, Send
 from taskd.core.late import LateResults
@@ -330,26 +330,29 @@ class Leader:
             if keys:
                 self.outbox.then(Send(node_id, msg.Acknowledged(self.term, tuple(keys))))
         self._acknowledged.clear()
-        self._shelf.settle(now)
         # Before anything is handed out: what has just expired must not begin.
         calendar_s, now_s = self.ledger.next_deadline_s(), self.utc(now)
         if calendar_s is not None and calendar_s <= now_s:
             self.ledger.tick(now_s)
             self._unplaced = True
-        if not (self._unplaced or self.ledger.queue.fresh) or self.is_stopping or self._awaited:
-            return
-        self._unplaced = False
-        self._dispatch.hand_out(self.settings, now_s)
+        queue, may_hand_out = self.ledger.queue, not self.is_stopping and not self._awaited
+        while True:
+            if may_hand_out and (self._unplaced or queue.fresh):
+                self._unplaced = False
+                self._dispatch.hand_out(self.settings, now_s)
+            self._shelf.settle(now)
+            # What was handed out makes place for tasks that are in memory yet: their turn is now.
+            if not queue.hungry and not (may_hand_out and queue.fresh):
+                break
 
     # -- Time ----------------------------------------------------------------------------------------------------------
 
     def next_deadline(self, now: float, utc_offset_s: float) -> float | None:
         """When tick has something to do, monotonic."""
         calendar_s = self.ledger.next_deadline_s()
-        due = (
-            self._grace.next(), self._timers.next(), None if calendar_s is None else calendar_s - utc_offset_s,
-        )  # fmt: skip
-        return min((time for time in due if time is not None), default=None)
+        return earliest(
+            self._grace.next(), self._timers.next(), None if calendar_s is None else calendar_s - utc_offset_s
+        )
 
     def tick(self, now: float) -> None:
         """Do what is due."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from taskd.core import events as ev
+from taskd.core.deadlines import earliest
 from taskd.core.effects import Commit, Effect, Exit, Follow, Reply, Send
 from taskd.core.election import JOIN_S
 from taskd.core.feed import StandbyView
@@ -283,7 +284,7 @@ class Scheduler(Leadership):
             due += [self.feed.next_deadline(now)]
             if not self._pause:
                 due += [self._remembering_at, self.leader.next_deadline(now, utc_offset_s)]
-        return min((time for time in due if time is not None), default=None)
+        return earliest(*due)
 
     def tick(self, now: float) -> None:
         """Do what is due."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from taskd.core import events as ev
-from taskd.core.deadlines import Deadlines
+from taskd.core.deadlines import Deadlines, earliest
 from taskd.core.effects import Begin, Effect, Exit, Follow, Journal, Kill, Log, Send, Start, Terminate
 from taskd.core.election import is_absurd
 from taskd.core.room import Place, Room
@@ -312,8 +312,7 @@ class Worker:
 
     def next_deadline(self) -> float | None:
         """When tick has something to do, monotonic."""
-        due = (self._limits.next(), self._timers.next())
-        return min((time for time in due if time is not None), default=None)
+        return earliest(self._limits.next(), self._timers.next())
 
     def tick(self, now: float) -> None:
         """Do what is due."""

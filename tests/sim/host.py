@@ -26,6 +26,7 @@ STALL_S = 1.25  # The shell tells of pauses that last longer.
 JOURNAL_SYNC_S = 0.5
 CLOCK_CHECK_S = 0.5
 TIMER_S = 0.001  # At most, by which a timer is late.
+LOOKED_AT_TWICE = 8  # In one of so many worlds each turn is taken twice: nothing may be left for the second.
 TICKS_MAX = 200  # Without that time goes on: then a deadline stays in the past, and a real daemon would spin.
 
 
@@ -249,6 +250,9 @@ class Host:
         self._turn_is_due = False
         do, world = self._do, self.world
         effects = self.node.take_effects(self.monotonic())
+        if world.seed % LOOKED_AT_TWICE == 0:
+            left = self.node.take_effects(self.monotonic())
+            assert not left, f"a turn left something for the next one: {left}"
         for effect in effects:
             if type(effect) is fx.Commit:
                 # Decided, whether or not it comes to be written: others may hear of it first.
