@@ -170,7 +170,8 @@ class Outbox:
         if effects and self._waiting:
             self._waiting[-1].effects += effects  # Behind what came first.
             return []
-        return effects
+        # They promise nothing but what has left before, with our last commit.
+        return self._answered(effects, is_copied=0 < self.lsn - 1 <= self._copied_lsn) if effects else effects
 
     def committed(self, seq: int) -> list[Effect]:
         """The commit in flight is durable here: what waited for it, unless that waits for a copy too."""

@@ -43,7 +43,7 @@ def only_commit(effects: list[fx.Effect]) -> fx.Commit:
 def test_without_rows_nothing_waits() -> None:
     outbox = Outbox()
     outbox.then(reply(1))
-    assert outbox.release() == [reply(1)]
+    assert answers(outbox.release()) == [(1, "local")]
     assert outbox.release() == []
     assert outbox.is_idle
 
@@ -212,6 +212,23 @@ def test_an_effect_without_rows_stays_behind_those_that_wait_for_a_copy() -> Non
     outbox.then(reply(2))
     assert outbox.release() == []
     assert [call for call, _ in answers(outbox.copied(2))] == [1, 2]
+
+
+def test_an_answer_without_rows_says_how_durable_is_what_left_before() -> None:
+    # A task is submitted a second time while the commit with it is on its way.
+    outbox = leading()
+    promise(outbox, 1)
+    commit = only_commit(outbox.release())
+    outbox.then(reply(2))
+    assert answers(outbox.committed(commit.seq)) == [(1, "local")]
+    assert answers(outbox.release()) == [(2, "local")]
+    outbox.needs_copy = True
+    promise(outbox, 3)
+    commit = only_commit(outbox.release())
+    assert outbox.committed(commit.seq) == []
+    assert answers(outbox.copied(outbox.lsn - 1)) == [(3, "replicated")]
+    outbox.then(reply(4))
+    assert answers(outbox.release()) == [(4, "replicated")]
 
 
 def test_without_standbys_what_waited_is_answered_as_local_or_refused() -> None:
