@@ -223,12 +223,12 @@ class Clients:
         """Cancel tasks."""
         return self._want(Wish(len(self.wishes), "cancel", self.world.engine.now + patience_s, ids=ids), host)
 
-    def drain(self, node_id: int, reason: str | None, patience_s: float = 20.0) -> Wish:
+    def drain(self, node_id: int, reason: str | None, patience_s: float = 20.0, host: Host | None = None) -> Wish:
         """Drain a worker, or use it again."""
         if reason is not None:
             self.drained[node_id] = None
         gives_up_at = self.world.engine.now + patience_s
-        return self._want(Wish(len(self.wishes), "drain", gives_up_at, node_id=node_id, reason=reason), None)
+        return self._want(Wish(len(self.wishes), "drain", gives_up_at, node_id=node_id, reason=reason), host)
 
     def _want(self, wish: Wish, host: Host | None) -> Wish:
         self.wishes.append(wish)

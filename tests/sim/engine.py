@@ -30,6 +30,14 @@ class Engine:
         self._count += 1
         heappush(self._heap, (self.now + delay_s, self._count, action, arguments))
 
+    def step(self) -> None:
+        """Do what is due next; nothing where nothing is."""
+        if self._heap:
+            time, _, action, arguments = heappop(self._heap)
+            self.now = max(self.now, time)
+            self.steps += 1
+            action(*arguments)
+
     def run_until(self, end: float) -> None:
         """Let time pass."""
         heap = self._heap

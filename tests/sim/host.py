@@ -56,6 +56,7 @@ class Host:
         self.base_s = random.uniform(0.0, 1e6)  # of the monotonic clock
         self.skew_s = 0.0
         self.commit_s = 0.002  # how long a commit takes
+        self.read_s = 0.0  # how much longer than a moment a reading takes
         self.is_full = False
         # What runs.
         self.boot = 0
@@ -91,6 +92,16 @@ class Host:
             fx.Start: self._start, fx.Terminate: self._terminate, fx.Kill: self._kill, fx.Journal: self._journal,
             fx.Log: self._log, fx.Follow: self._follow, fx.Exit: self._exit,
         }  # fmt: skip
+
+    def watch(self, kind: type[fx.Effect], then: Callable[[Any], None]) -> None:
+        """Have a script told of each effect of a kind, once that is under way."""
+        do = self._do[kind]
+
+        def watched(effect: Any) -> None:
+            do(effect)
+            then(effect)
+
+        self._do[kind] = watched
 
     # -- Clocks ------------------------------------------------------------------------------------------------------
 
@@ -213,6 +224,8 @@ class Host:
         self.paused_since = None
         self.world.note(self, "goes on")
         if duration_s > STALL_S:
+            if not self._turn_is_due:  # Else it may have become the leader already, and not said so.
+                self.world.referee.on_stood_still(self)
             self.tell(ev.Stalled(duration_s))
         while self._backlog and self.is_up and self.paused_since is None:
             action, arguments = self._backlog.popleft()
@@ -378,16 +391,17 @@ class Host:
     def _read(self, effect: Any) -> None:
         """Answered later, with what was durable at some moment between."""
         random = self.world.engine.random
-        self.world.engine.after(0.002 * random.random(), self._read_now, self.boot, effect)
+        self.world.engine.after(0.002 * random.random(), self._read_now, self.boot, effect, self.read_s)
 
-    def _read_now(self, boot: int, effect: Any) -> None:
+    def _read_now(self, boot: int, effect: Any, longer_s: float) -> None:
         if boot != self.boot or not self.is_up:
             return
         answer: ev.Event = self.database.read(effect)
         if self.fails_read:
             self.fails_read = False
             answer = ev.ReadFailed(effect.call, "database disk image is malformed")
-        self.world.engine.after(0.002 * self.world.engine.random.random(), self.hear_as, boot, self.tell, answer)
+        delay_s = longer_s + 0.002 * self.world.engine.random.random()
+        self.world.engine.after(delay_s, self.hear_as, boot, self.tell, answer)
 
     # -- Everything else ---------------------------------------------------------------------------------------------
 

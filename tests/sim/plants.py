@@ -408,7 +408,7 @@ def claims_while_a_peer_hears_a_leader(patch: Patch) -> None:
     """A scheduler that lost its leader claims although others still follow it."""
     patch.set(
         Election, "_is_in_the_way",
-        lambda election, peer: peer.is_scheduler and peer.may_lead and peer.info.node_id < election.node.node_id,
+        lambda election, peer, now: peer.is_scheduler and peer.may_lead and peer.info.node_id < election.node.node_id,
     )  # fmt: skip
 
 
@@ -417,7 +417,7 @@ def claims_over_a_lower_id(patch: Patch) -> None:
     """Whoever is first leads."""
     patch.set(
         Election, "_is_in_the_way",
-        lambda election, peer: not peer.has_spoken
+        lambda election, peer, now: (not peer.has_spoken and now < peer.speaks_until)
         or (peer.says is not None and peer.says.node_id != election.node.node_id),
     )  # fmt: skip
 

@@ -40,13 +40,15 @@ class Violation(AssertionError):
 class Reign:
     """One term: who leads under it, and every commit that was asked for in it."""
 
-    def __init__(self, term: Term, host: Host) -> None:
+    def __init__(self, term: Term, host: Host, since: float) -> None:
         self.term = term
         self.host = host
+        self.since = since  # decided to claim
         self.boot = host.boot
         self.commits: dict[int, tuple[float, list[TaskRow], list[bytes]]] = {}
         self.seen_before: dict[Term, int] | None = None  # of the leader, when it first said that it leads
         self.asked: dict[int, dict[Term, int]] = {}  # by host: what it had seen when it was asked for its rows
+        self.is_begun = False
         self.is_said = False
         self.copied_lsn = 0  # up to there a standby has said that it has everything
 
@@ -69,9 +71,11 @@ class Sight:
         self.says_since: dict[int, float] = {}
         self.asked_at = 0.0  # when its latest commit was asked for
         self.written_at = 0.0  # and when the one before it was written: no two are on their way at once
-        self.synced: dict[int, Copy] = {}  # standbys in sync with our own term
+        self.attached: dict[int, Term] = {}  # standbys that follow us, by their own word on this connection
+        self.synced: dict[int, Copy] = {}  # of those the ones in sync with our own term
         self.handed: Term | None = None  # the term that was handed over to us
         self.has_handed = False  # our reign to another, which has to take over now
+        self.stood_still_at = 0.0  # until then, for so long that others may have gone on
         self.term: Term | None = None  # the greatest that a worker obeyed
         self.allowed: dict[AttemptKey, None] = {}  # attempts that a leader gave to this worker, rightly
         self.acknowledged: dict[AttemptKey, None] = {}  # outcomes that this worker may forget
@@ -119,6 +123,10 @@ class Referee:
         """A daemon is gone: it owes nothing any more."""
         self.sights[host.index] = Sight()
 
+    def on_stood_still(self, host: Host) -> None:
+        """A daemon goes on after a stop that it was told of."""
+        self.sight(host).stood_still_at = self.world.engine.now
+
     def on_journal_cut(self, host: Host) -> None:
         """The end of a journal was lost with the machine."""
 
@@ -126,6 +134,7 @@ class Referee:
         """A daemon has noticed that a connection is gone."""
         sight = self.sight(host)
         sight.says.pop(node_id, None)
+        sight.attached.pop(node_id, None)
         sight.synced.pop(node_id, None)
         # Who is lost on the way to a reign is left out, unless it comes back in time to be asked again.
         lost = [other.index for other in self.world.hosts if other.node_id == node_id]
@@ -168,7 +177,11 @@ class Referee:
             raise Violation("8", f"{host.name} gives commit number {dot.lsn} after {len(reign.commits)}")
         rows = [*commit.inserted, *commit.updated]
         reign.commits[dot.lsn] = (self.world.engine.now, rows, commit.purged)
-        self.reborn.update((row.id, None) for row in commit.inserted if row.id in self.purged)
+        for row in commit.inserted:
+            accepted = record_of(row.record).accepted
+            # Submitted again; or also to another leader, which no history tells that it was purged here.
+            if row.id in self.purged and accepted is not None and not covers(host.database.seen, accepted):
+                self.reborn[row.id] = None
         for row in rows:
             self._check_own_row(host, row, dot)
         for task_id in commit.purged:
@@ -199,7 +212,7 @@ class Referee:
             if said.may_lead and node_id < host.node_id and not sight.has_handed:
                 raise Violation("9", f"{host.name} claims while {node_id} is there and would lead")
         sight.handed, sight.has_handed = None, False
-        self.reigns[term] = Reign(term, host)
+        self.reigns[term] = Reign(term, host, decided_after)
 
     def _check_own_row(self, host: Host, row: TaskRow, dot: Dot) -> None:
         """A row that a leader writes under its own term."""
@@ -395,7 +408,10 @@ class Referee:
         reign = self.reigns.get(message.term)
         if reign is None or reign.boot != host.boot or host.database.term != message.term:
             return
-        synced = self.sight(host).synced
+        sight = self.sight(host)
+        if sight.attached.get(sender) != message.term:
+            return  # The answer to a commit that came before it lost us: it begins anew.
+        synced = sight.synced
         if sender not in synced or synced[sender].term != message.term:
             synced[sender] = Copy(message.term, self.world.engine.now, message.lsn)
         copy = synced[sender]
@@ -469,11 +485,16 @@ class Referee:
         if database.term != term:
             raise Violation("4", f"{host.name} says that it leads under {term}, and that is not its greatest")
         reign.seen_before = dict(database.seen)
+        sight = self.sight(host)
         for other in self.world.hosts:
             if other is host or not other.is_scheduler or other.node_id not in host.peers.open:
                 continue
             had = reign.asked.get(other.index)
-            if had is not None:
+            if had is None:
+                is_old = sight.says_since.get(other.node_id, reign.since) < reign.since and other.node_id in sight.says
+                if is_old and not self.world.is_id_shared(other.node_id):
+                    raise Violation("1", f"{host.name} leads, and has not asked {other.name} what it has")
+            else:
                 for earlier, lsn in had.items():
                     if database.seen.get(earlier, 0) < lsn:
                         raise Violation("1", f"{host.name} leads without what {other.name} had: {lsn} of {earlier}")
@@ -488,8 +509,12 @@ class Referee:
                 raise Violation("6", f"worker {host.name} has written down the outcome of {key} and does not report it")
 
     def _sent_hand_over(self, host: Host, to: int, message: msg.HandOver) -> None:
-        self.sight(host).has_handed = True
-        if not any(
+        sight = self.sight(host)
+        sight.has_handed = True
+        # What it has said counts: that its disk was lost meanwhile is not known here before its connection breaks.
+        copy = sight.synced.get(to)
+        has_said_so = copy is not None and copy.term == message.term and copy.lsn >= message.lsn
+        if not has_said_so and not any(
             other.node_id == to and covers(other.database.seen, Dot(message.term, message.lsn))
             for other in self.world.hosts
         ):
@@ -509,7 +534,8 @@ class Referee:
                 sight.says[sender] = message
             case msg.Replicated():
                 self._on_replicated(host, sender, message)
-            case msg.Attach():
+            case msg.Attach(term, _, _):
+                sight.attached[sender] = term
                 sight.synced.pop(sender, None)  # It begins anew, and is not in sync until it says so again.
             case msg.HandOver(term, _):
                 sight.handed = term
@@ -530,6 +556,11 @@ class Referee:
         """A node relays to this leader from now on."""
         if effect.leader == host.node_id and effect.term != host.database.term:
             raise Violation("4", f"{host.name} follows itself under {effect.term}, which is not durable")
+        reign = self.reigns.get(effect.term) if effect.term is not None else None
+        if reign is not None and reign.boot == host.boot and not reign.is_begun:
+            reign.is_begun = True
+            if reign.since < self.sight(host).stood_still_at:
+                raise Violation("9", f"{host.name} leads by a claim that is older than its standing still")
 
     # -- Workers -------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import hashlib
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from random import Random
 
 from msgspec import Struct
@@ -22,6 +23,10 @@ RESUMED_S = 26.0  # By then all drained workers are in use again.
 HAND_OVER_S = 800.0  # A leader that came and went often waits up to ten minutes before it takes over again.
 IDLE_S = 15.0
 IDLE_STEPS_MAX = 60  # A second and machine: an idle cluster rests.
+
+
+class Unplayable(Exception):
+    """A script waits in vain for what it wants to meet: it does not fit the core any more."""
 
 
 class Result(Struct):
@@ -42,11 +47,21 @@ class Result(Struct):
 
 def run(seed: int, *, is_traced: bool = False) -> Result:
     """Play one seed. Never raises: whatever goes wrong is in the result."""
-    begun = time.process_time()
     world = draw_world(seed, is_traced=is_traced)
+    return play_out(world, lambda: world.engine.run_until(world.calm_from_s))
+
+
+def play_out(world: World, misfortune: Callable[[], None]) -> Result:
+    """Let everything go wrong that is to go wrong in a world, heal it, and judge. Raises Unplayable alone: of a script
+    that does not get where it wants to."""
+    begun = time.process_time()
+    is_traced = world.is_traced
     invariant = text = ""
     try:
-        _play(world)
+        misfortune()
+        _heal_and_judge(world)
+    except Unplayable:
+        raise
     except Violation as violation:
         invariant, text = violation.invariant, str(violation)
     except Exception as error:
@@ -56,15 +71,14 @@ def run(seed: int, *, is_traced: bool = False) -> Result:
         if is_traced:
             world.lines.append(traceback.format_exc())
     return Result(
-        seed, invariant, text, dict(world.faults), world.engine.now, time.process_time() - begun,
+        world.seed, invariant, text, dict(world.faults), world.engine.now, time.process_time() - begun,
         len(world.hosts), len(world.clients.ids), world.engine.steps,
         world.story() if is_traced and invariant else "",
         hashlib.sha256("\n".join(world.lines).encode()).hexdigest() if is_traced else "",
     )  # fmt: skip
 
 
-def _play(world: World) -> None:
-    world.engine.run_until(world.calm_from_s)
+def _heal_and_judge(world: World) -> None:
     world.heal()
     started = progressed = world.engine.now
     decided, problem = 0, "?"

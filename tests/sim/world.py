@@ -141,7 +141,7 @@ class World:
         for host in self.members:
             host.is_full = host.fails_commit = host.fails_read = False
             host.effects_left, host.dies_at_commit = None, ""
-            host.commit_s = 0.002
+            host.commit_s, host.read_s = 0.002, 0.0
             if host.paused_since is not None:
                 host.resume(host.boot, host.pauses)
             if not host.is_up:
