@@ -188,6 +188,9 @@ class Merger:
             accepted = decode_record(row.record).accepted
             if accepted is None or not self._outbox.seen.covers(accepted):
                 self._write(row, None, now)
+            else:
+                # Purged here. Who gave it may have seen that purge, and kept what it had changed itself: purged again.
+                self._outbox.purge([row.id])
         elif mine.dot == row.dot or self._outbox.seen.covers(row.dot):
             pass  # Ours knows theirs.
         elif self._target is None and theirs.covers(mine.dot):

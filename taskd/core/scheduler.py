@@ -207,8 +207,9 @@ class Scheduler(Leadership):
         if self.leader is None:
             self._drop_claim()  # Who was asked may have gone and come again, and not remember.
             self.election.join(now)
-        elif not self._pause and any(row.node_id != self.node.node_id for row in self.nodes.schedulers(self.utc(now))):
-            self._pause.begin(Why.LOOKING_AROUND, now + JOIN_S)
+        elif any(row.node_id != self.node.node_id for row in self.nodes.schedulers(self.utc(now))):
+            # One that hands over does not go on before that either: its heir may lead by now.
+            self._pause.begin(self._pause.why or Why.LOOKING_AROUND, now + JOIN_S)
 
     def on_settings_changed(self, event: ev.SettingsChanged, now: float) -> None:
         """The operator has changed what may be changed while running."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from taskd.core import effects as fx
 from taskd.core.task import Outcome, TaskState
+from taskd.protocol import messages as msg
+from tests.sim.disk import covers
 from tests.sim.run import Result, play_out
 from tests.sim.script import (
     LONG_S,
@@ -126,6 +129,33 @@ def takes_purged_rows_back(world: World) -> None:
     until(world, lambda: ids[0] not in s2.database.rows, "the task is purged")
     world.clients.cancel(ids, host=s1)
     wait_for_state(world, s1, ids, TaskState.CANCELLED)
+
+
+@coincidence("2")
+def purges_on_one_side_alone(world: World) -> None:
+    """On one side of a cut a task ends and is purged, on the other an attempt of it is lost. That one leads then, sees
+    the purge, keeps what it changed itself, and dies before it gives that to the first."""
+    s1 = world.add(1, "scheduler", settings=settings(finished_age_max_s=3.0))
+    s2 = world.add(2, "scheduler", settings=settings(worker_grace_s=1.0))
+    w11, w12 = (world.add(node_id, "worker") for node_id in (11, 12))
+    lead_and_follow(world, s1, s2)
+    ids = submit(world, [s1, s2], [Plan((0.1, LONG_S, 0.1))])
+    cut(world, s1, s2, w12)
+    cut(world, s2, w11)
+    wait_for_lead(world, s2)
+    w11.start()
+    wait_for_state(world, s1, ids, TaskState.SUCCEEDED)
+    until(world, lambda: ids[0] not in s1.database.rows, "the task is purged")
+    w12.start()
+    wait_for_state(world, s2, ids, TaskState.RUNNING)
+    w12.kill()
+    wait_for_state(world, s2, ids, TaskState.QUEUED)
+    mend(world, s1, s2)
+    purge = s1.database.last_purge
+    assert purge is not None
+    until(world, lambda: covers(s2.database.seen, purge), "the leader sees the purge")
+    s2.kill()
+    wait_for_lead(world, s1)
 
 
 @coincidence("2")
@@ -279,4 +309,24 @@ def keeps_the_claim_of_a_process_that_stood_still(world: World) -> None:
     s2.pause(1.5)
     wait(world, 1.0)
     world.way(s2, s3).cut()
+    wait(world, 2.0)
+
+
+@coincidence("9")
+def looks_around_no_more_when_it_hands_over(world: World) -> None:
+    """A leader stands still when it has told another to lead, and has not heard how that went when it goes on."""
+    s1, s2 = (world.add(node_id, "scheduler", settings=settings()) for node_id in (1, 2))
+    worker = world.add(11, "worker")
+    s2.start()
+    wait_for_lead(world, s2)
+    s1.start()
+    worker.start()
+    wait_for_copies(world, s2, s1)
+    handed: list[fx.Send] = []
+    s2.watch(fx.Send, lambda effect: handed.append(effect) if isinstance(effect.message, msg.HandOver) else None)
+    until(world, lambda: handed, "the leader hands over")
+    world.way(s1, s2).cut()
+    s2.pause(6.0)
+    wait_for_lead(world, s1)
+    until(world, lambda: worker.leader == 1 and s2.paused_since is None, "the worker follows the heir")
     wait(world, 2.0)

@@ -31,7 +31,7 @@ from taskd.core.queue import Shape
 from taskd.core.recent import Recent
 from taskd.core.replica import Replica, Stage
 from taskd.core.scheduler import Scheduler
-from taskd.core.task import Attempt, Outcome, Task, TaskState
+from taskd.core.task import Attempt, Outcome, Task, TaskState, decode_record
 from taskd.core.worker import Worker
 from taskd.protocol import messages as msg
 
@@ -296,6 +296,19 @@ def takes_purged_rows_back(patch: Patch) -> None:
             merge(merger, row, mine, *rest)
 
     patch.set(Merger, "_merge", generous)
+
+
+@plant
+def purges_on_one_side_alone(patch: Patch) -> None:
+    """A purged task that another scheduler gives is refused, and that one keeps it."""
+    merge = Merger._merge
+
+    def quiet(merger: Merger, row: msg.TaskRow, mine: msg.TaskRow | None, *rest: Any) -> None:
+        accepted = decode_record(row.record).accepted
+        if mine is not None or accepted is None or not merger._outbox.seen.covers(accepted):
+            merge(merger, row, mine, *rest)
+
+    patch.set(Merger, "_merge", quiet)
 
 
 # -- Joining -----------------------------------------------------------------------------------------------------------
@@ -641,6 +654,18 @@ def keeps_the_claim_of_a_process_that_stood_still(patch: Patch) -> None:
         claim, scheduler._claim = scheduler._claim, None
         on_stalled(scheduler, event, now)
         scheduler._claim = claim
+
+    patch.set(Scheduler, "on_stalled", careless)
+
+
+@plant
+def looks_around_no_more_when_it_hands_over(patch: Patch) -> None:
+    """A leader that stood still while it handed over takes the next term at once, though its heir may lead by now."""
+    on_stalled = Scheduler.on_stalled
+
+    def careless(scheduler: Scheduler, event: ev.Stalled, now: float) -> None:
+        if not scheduler._pause:
+            on_stalled(scheduler, event, now)
 
     patch.set(Scheduler, "on_stalled", careless)
 
