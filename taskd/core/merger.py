@@ -163,6 +163,8 @@ class Merger:
                     ids.append(row.id)
             if ids:
                 outbox.purge(ids)
+            else:
+                outbox.remember_purge(self._dot)  # Nothing is left of it here. Others may have missed it.
             self._end(sender, page, now)
 
         self._reads.ask(lambda call: ReadIds(call, page.after), read)
@@ -188,9 +190,6 @@ class Merger:
             accepted = decode_record(row.record).accepted
             if accepted is None or not self._outbox.seen.covers(accepted):
                 self._write(row, None, now)
-            else:
-                # Purged here. Who gave it may have seen that purge, and kept what it had changed itself: purged again.
-                self._outbox.purge([row.id])
         elif mine.dot == row.dot or self._outbox.seen.covers(row.dot):
             pass  # Ours knows theirs.
         elif self._target is None and theirs.covers(mine.dot):

@@ -37,20 +37,21 @@ Script = Callable[[World], None]
 
 @dataclass(frozen=True)
 class Coincidence:
-    """A script, and by which invariant its plant is noticed."""
+    """A script, the plant that it is for, and by which invariant that is noticed."""
 
     script: Script
     invariant: str
+    plant: str
 
 
 COINCIDENCES: dict[str, Coincidence] = {}
 
 
-def coincidence(invariant: str) -> Callable[[Script], Script]:
-    """Enter a script under the name of its plant."""
+def coincidence(invariant: str, plant: str = "") -> Callable[[Script], Script]:
+    """Enter a script; it has the name of its plant, unless that has another one already."""
 
     def enter(script: Script) -> Script:
-        COINCIDENCES[script.__name__] = Coincidence(script, invariant)
+        COINCIDENCES[script.__name__] = Coincidence(script, invariant, plant or script.__name__)
         return script
 
     return enter
@@ -131,7 +132,7 @@ def takes_purged_rows_back(world: World) -> None:
     wait_for_state(world, s1, ids, TaskState.CANCELLED)
 
 
-@coincidence("2")
+@coincidence("2", plant="passes_on_no_purge_that_it_had_nothing_of")
 def purges_on_one_side_alone(world: World) -> None:
     """On one side of a cut a task ends and is purged, on the other an attempt of it is lost. That one leads then, sees
     the purge, keeps what it changed itself, and dies before it gives that to the first."""
@@ -156,6 +157,29 @@ def purges_on_one_side_alone(world: World) -> None:
     until(world, lambda: covers(s2.database.seen, purge), "the leader sees the purge")
     s2.kill()
     wait_for_lead(world, s1)
+
+
+@coincidence("2")
+def passes_on_no_purge_that_it_had_nothing_of(world: World) -> None:
+    """A task is purged while a standby is away. One that leads and never had it is told of that, and then the standby
+    comes to this one."""
+    s2 = world.add(2, "scheduler", settings=settings(finished_age_max_s=3.0))
+    s1, s3 = (world.add(node_id, "scheduler", settings=settings()) for node_id in (1, 3))
+    worker = world.add(11, "worker")
+    worker.start()
+    cut(world, s1, s2)
+    lead_and_follow(world, s2, s3)
+    ids = submit(world, [s2, s3], [Plan()])
+    wait_for_state(world, s3, ids, TaskState.SUCCEEDED)
+    s3.kill()
+    until(world, lambda: ids[0] not in s2.database.rows, "the task is purged")
+    worker.kill()  # No worker tells of the other leader.
+    s1.start()
+    wait_for_lead(world, s1)
+    mend(world, s1, s2)
+    purge = s2.database.last_purge
+    assert purge is not None
+    until(world, lambda: covers(s1.database.seen, purge), "the other leader sees the purge")
 
 
 @coincidence("2")

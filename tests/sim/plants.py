@@ -31,7 +31,7 @@ from taskd.core.queue import Shape
 from taskd.core.recent import Recent
 from taskd.core.replica import Replica, Stage
 from taskd.core.scheduler import Scheduler
-from taskd.core.task import Attempt, Outcome, Task, TaskState, decode_record
+from taskd.core.task import Attempt, Outcome, Task, TaskState
 from taskd.core.worker import Worker
 from taskd.protocol import messages as msg
 
@@ -299,16 +299,9 @@ def takes_purged_rows_back(patch: Patch) -> None:
 
 
 @plant
-def purges_on_one_side_alone(patch: Patch) -> None:
-    """A purged task that another scheduler gives is refused, and that one keeps it."""
-    merge = Merger._merge
-
-    def quiet(merger: Merger, row: msg.TaskRow, mine: msg.TaskRow | None, *rest: Any) -> None:
-        accepted = decode_record(row.record).accepted
-        if mine is not None or accepted is None or not merger._outbox.seen.covers(accepted):
-            merge(merger, row, mine, *rest)
-
-    patch.set(Merger, "_merge", quiet)
+def passes_on_no_purge_that_it_had_nothing_of(patch: Patch) -> None:
+    """A leader that is told of a purge of tasks which it never had does not have its standbys follow that."""
+    patch.set(Outbox, "remember_purge", _nothing)
 
 
 # -- Joining -----------------------------------------------------------------------------------------------------------
