@@ -10,10 +10,13 @@ import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
+import pytest_asyncio
 
 from taskd.net import discovery as discovery_module
 from taskd.net.discovery import ADDRESSES_PER_NAME_MAX, SERVICE, Discovery
 from taskd.protocol.messages import NodeInfo
+
+on_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 CLUSTER = "00000000000a77ac"
 WE = NodeInfo(77, "we", ("worker",), b"w" * 16, 4711, "1.0")
@@ -103,8 +106,9 @@ class Lan:
                 continue  # Sent before anybody listened, or among too many.
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lan() -> AsyncIterator[Lan]:
+    """One for all rows: it takes a second or two until anybody listens."""
     made = Lan()
     discovery = Discovery(
         WE, lambda: (CLUSTER,), made.mesh, ("127.0.0.1",), lambda level, text, **fields: made.lines.append(text)
@@ -160,6 +164,7 @@ ATTACKS: dict[str, tuple[Callable[[], Sequence[bytes]], list[tuple[int, int]]]] 
 }  # fmt: skip
 
 
+@on_one_loop
 @pytest.mark.parametrize(("attack", "expected"), ATTACKS.values(), ids=ATTACKS)
 async def test_what_is_announced_is_heard_as_it_should(
     lan: Lan, attack: Callable[[], Sequence[bytes]], expected: list[tuple[int, int]]
@@ -169,6 +174,7 @@ async def test_what_is_announced_is_heard_as_it_should(
     assert lan.lines == []
 
 
+@on_one_loop
 async def test_a_name_that_moves_to_another_node_takes_its_hint_back(lan: Lan) -> None:
     async with asyncio.timeout(WAIT_S):
         assert await lan.heard(announcement(LABEL, "5")) == [(5, 1)]
@@ -176,9 +182,11 @@ async def test_a_name_that_moves_to_another_node_takes_its_hint_back(lan: Lan) -
     assert lan.mesh.removed == [LABEL]
 
 
+@on_one_loop
 async def test_a_flood_of_announcements_is_listened_to_for_a_moment_only(
     lan: Lan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The last one: nobody listens any more afterwards."""
     monkeypatch.setattr(discovery_module, "HEARD_PER_S_MAX", 30)
     text = "mDNS does not work; schedulers named by join are dialled"
     async with asyncio.timeout(WAIT_S):
