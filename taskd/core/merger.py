@@ -46,7 +46,8 @@ class Merger:
         self._target = target  # None: we do not lead yet, and rows go to the disk as they are
         self._expected: dict[int, tuple[Term, int, Callable[[float], None]]] = {}
         self._pages: deque[tuple[int, Page]] = deque()
-        self._is_busy = False
+        self._is_busy = False  # with a page of whoever this is to be told to:
+        self._on_taken: Callable[[float], None] | None = None
         self._is_over = False
         self.leaves_strays = False  # some of the rows that were taken came without what belongs to them
 
@@ -63,6 +64,7 @@ class Merger:
         """It is gone: what it gave stays, the rest does not come."""
         if self._expected.pop(sender, None) is not None:
             self.leaves_strays = True
+            self._pages = deque(it for it in self._pages if it[0] != sender)
 
     def close(self) -> None:
         """Take nothing more."""
@@ -85,6 +87,7 @@ class Merger:
             return
         self._is_busy = True
         sender, page = self._pages.popleft()
+        self._on_taken = self._expected[sender][2]
         self._compare(sender, page, list(page.rows), now)
 
     def _compare(self, sender: int, page: Page, rows: list[TaskRow], now: float) -> None:
@@ -106,6 +109,11 @@ class Merger:
         self, sender: int, page: Page, rows: list[TaskRow], found: dict[bytes, TaskRow | None], now: float
     ) -> None:
         if self._is_over:
+            return
+        if self._is_given_up(sender):
+            # We have gone on without it: beside tasks that are in memory by now nothing may be written.
+            self._is_busy = False
+            self._next(now)
             return
         theirs = Seen(page.seen)
         target = self._target
@@ -131,6 +139,11 @@ class Merger:
             self._follow_purges(sender, page, now)
         else:
             self._end(sender, page, now)
+
+    def _is_given_up(self, sender: int) -> bool:
+        """Whether who gave the page that we are busy with is gone since; it may have come again, and begun anew."""
+        expected = self._expected.get(sender)
+        return expected is None or expected[2] is not self._on_taken
 
     def _follow_purges(self, sender: int, page: Page, now: float) -> None:
         """The sender has named all its tasks in a range: what it once had of ours and lacks now, it has purged."""

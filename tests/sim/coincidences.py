@@ -354,3 +354,34 @@ def looks_around_no_more_when_it_hands_over(world: World) -> None:
     wait_for_lead(world, s1)
     until(world, lambda: worker.leader == 1 and s2.paused_since is None, "the worker follows the heir")
     wait(world, 2.0)
+
+
+@coincidence("10")
+def takes_pages_of_who_is_gone(world: World) -> None:
+    """A claimer compares a page of another that knows how a task ended; that one dies, and the claimer goes on."""
+    s1, s2 = (world.add(node_id, "scheduler", settings=settings()) for node_id in (1, 2))
+    worker, other = (world.add(node_id, "worker") for node_id in (11, 12))
+    lead_and_follow(world, s1, s2)
+    ids = submit(world, [s1, s2], [Plan()])
+    cut(world, s1, s2, worker)
+    wait_for_lead(world, s2)
+    worker.start()
+    wait_for_state(world, s2, ids, TaskState.SUCCEEDED)
+    reports = worker.node.worker
+    assert reports is not None
+    until(world, lambda: not reports.unacknowledged_count, "the outcome is acknowledged")
+    for host in (s1, s2, worker):
+        host.kill()
+    mend(world, s1, s2)
+    read = readings(s1)
+    s1.read_s = 1.0
+    s1.start()
+    wait(world, 0.3)  # It is the first to have looked around.
+    s2.start()
+    until(world, lambda: any(effect.ids == ids for effect in read), "the claimer compares what it was given")
+    s1.read_s = 0.0
+    s2.kill()
+    wait_for_lead(world, s1)
+    wait(world, 1.5)
+    other.start()
+    wait(world, 5.0)

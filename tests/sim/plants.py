@@ -652,6 +652,12 @@ def keeps_the_claim_of_a_process_that_stood_still(patch: Patch) -> None:
 
 
 @plant
+def takes_pages_of_who_is_gone(patch: Patch) -> None:
+    """A claimer goes on without one that died, and takes its last page beside the tasks that it has loaded since."""
+    patch.set(Merger, "_is_given_up", lambda merger, sender: False)
+
+
+@plant
 def looks_around_no_more_when_it_hands_over(patch: Patch) -> None:
     """A leader that stood still while it handed over takes the next term at once, though its heir may lead by now."""
     on_stalled = Scheduler.on_stalled
