@@ -21,6 +21,7 @@ from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot
 
 CallOff = Callable[[int, Task, AttemptKey], None]
 Acknowledge = Callable[[int, list[AttemptKey]], None]
+IsComplete = Callable[[float], bool]  # at a monotonic time
 TakeAgain = Callable[[int, list[AttemptEnded], float], None]
 
 
@@ -43,19 +44,21 @@ class LateResults:
         self,
         sender: int,
         late: list[AttemptEnded],
+        now: float,
         now_s: float,
-        is_complete: bool,
+        is_complete: IsComplete,
         call_off: CallOff,
         acknowledge: Acknowledge,
     ) -> list[AttemptKey]:
         """Use them; returns those that may be acknowledged with what is written now. Others are acknowledged later, by
-        `acknowledge`, or not at all. `is_complete`: everything that any scheduler knows is here."""
+        `acknowledge`, or not at all. `is_complete`: whether everything that any scheduler knows is here."""
+        is_all_here = is_complete(now)
         ready: list[AttemptKey] = []
         elsewhere: dict[AttemptEnded, bool] = {}  # of tasks that are not in memory, and whether we can judge them
         for ended in late:
             key = ended.key
             task = self._ledger.tasks.get(key.task_id)
-            is_known = self._outbox.seen.covers(Dot(key.term, key.lsn)) or is_complete
+            is_known = self._outbox.seen.covers(Dot(key.term, key.lsn)) or is_all_here
             if task is not None and ended.outcome == Outcome.OK:
                 superseded = task.key
                 if superseded is not None:
@@ -70,10 +73,12 @@ class LateResults:
             ready.append(key)
             self._stats.late_results += 1
         if elsewhere:
-            self._look_up(sender, elsewhere, acknowledge)
+            self._look_up(sender, elsewhere, is_complete, acknowledge)
         return ready
 
-    def _look_up(self, sender: int, elsewhere: dict[AttemptEnded, bool], acknowledge: Acknowledge) -> None:
+    def _look_up(
+        self, sender: int, elsewhere: dict[AttemptEnded, bool], is_complete: IsComplete, acknowledge: Acknowledge
+    ) -> None:
         """Results of tasks that are on the disk alone. They are written down beside those that have ended; those of
         unfinished ones are taken again, now that the tasks are in memory."""
         ids = sorted({ended.key.task_id for ended in elsewhere})
@@ -93,6 +98,10 @@ class LateResults:
                 if task_id in self._ledger.tasks:
                     here.append(ended)
                     continue
+                # A scheduler may have come or gone while we read: what it has, and we had not when we asked, counts.
+                is_known = is_known and (
+                    self._outbox.seen.covers(Dot(ended.key.term, ended.key.lsn)) or is_complete(now)
+                )
                 if not is_known or self._outbox.is_outdated(task_id, row):
                     continue  # We cannot judge it; or it changes right now, and the worker sends the result again.
                 if row is not None:  # Otherwise it was purged, and nothing is left to write down.

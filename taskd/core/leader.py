@@ -229,8 +229,9 @@ class Leader:
             self.ledger.ended(task, ended, now_s)
             acknowledged.append(ended.key)
         if late:
-            is_complete = self.is_complete(now)
-            acknowledged += self._late.take(sender, late, now_s, is_complete, self._call_off, self._acknowledge)
+            acknowledged += self._late.take(
+                sender, late, now, now_s, self.is_complete, self._call_off, self._acknowledge
+            )
         self._unplaced = True
 
     def _take_again(self, sender: int, ended: list[msg.AttemptEnded], now: float) -> None:
