@@ -99,10 +99,8 @@ class LateResults:
                     here.append(ended)
                     continue
                 # A scheduler may have come or gone while we read: what it has, and we had not when we asked, counts.
-                is_known = is_known and (
-                    self._outbox.seen.covers(Dot(ended.key.term, ended.key.lsn)) or is_complete(now)
-                )
-                if not is_known or self._outbox.is_outdated(task_id, row):
+                is_known_still = self._outbox.seen.covers(Dot(ended.key.term, ended.key.lsn)) or is_complete(now)
+                if not (is_known and is_known_still) or self._outbox.is_outdated(task_id, row):
                     continue  # We cannot judge it; or it changes right now, and the worker sends the result again.
                 if row is not None:  # Otherwise it was purged, and nothing is left to write down.
                     task = ended_tasks.setdefault(task_id, Task.from_row(row))
