@@ -23,6 +23,7 @@ FILES = (
 )
 VARIABLES = (
     ("TASKD_SOCKET", "The socket of the daemon to ask."),
+    ("TASKD_ACCESS", "An access file, for a daemon on another machine."),
     ("TASKD_SECTION_KEY", "A setting, above the file: TASKD_WORKER_SLOTS=4 is slots in [worker]."),
     ("NO_COLOR", "No colours."),
 )

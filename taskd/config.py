@@ -32,6 +32,8 @@ from taskd.rules import (
 from taskd.sources import Setting, Sources
 
 PORT_DEFAULT = 7710
+API_PORT_DEFAULT = 7711
+TOKENS_NAME = "tokens.json"
 _DAY_S = 86400.0
 _PIB = 1 << 50
 _AMOUNT = Number(0, 1_000_000)
@@ -269,7 +271,7 @@ class WorkerSettings(Struct, frozen=True):
 
 
 class ApiSettings(Struct, frozen=True):
-    """[api] The local socket."""
+    """[api] The local socket, and HTTPS for other machines."""
 
     socket_mode: Annotated[
         int, FileMode(), "Who may connect; what a caller may do then depends on who it is."
@@ -285,6 +287,20 @@ class ApiSettings(Struct, frozen=True):
         Size(0, 1 << 40),
         "Who changed what goes to audit.log and, where that gets larger, one older file; 0: only to the log.",
     ] = 64 << 20
+    listen: Annotated[
+        tuple[str, ...],
+        ListOf(Address(API_PORT_DEFAULT, is_listen=True)),
+        "Where the API is served over HTTPS, to whoever has a token (`taskd token create`). Empty: nowhere.",
+    ] = ()
+    certificate: Annotated[
+        str,
+        FilePath(),
+        "The certificate for HTTPS and those above it, in PEM. Empty: one that the node makes and signs itself.",
+    ] = ""
+    certificate_key: Annotated[str, FilePath(), "The certificate's private key, in PEM."] = ""
+    tokens_file: Annotated[str, FilePath(), "The digests of the tokens. Empty: tokens.json beside the cluster key."] = (
+        ""
+    )
 
 
 class Config(Struct, frozen=True):
@@ -346,7 +362,23 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
             "the time-out must be at least twice the heartbeat, or one late heartbeat is taken for a lost node",
         )
         sources.check()
+    if bool(config.api.certificate) != bool(config.api.certificate_key):
+        sources.disagree(
+            {"api.certificate": config.api.certificate, "api.certificate_key": config.api.certificate_key},
+            "name both the certificate and its key, or neither",
+        )
+        sources.check()
     return config
+
+
+def key_path(config: Config) -> Path:
+    """Where the cluster key is."""
+    return Path(config.node.key_file or paths.key_file())
+
+
+def tokens_path(config: Config) -> Path:
+    """Where the digests of tokens are."""
+    return Path(config.api.tokens_file or key_path(config).with_name(TOKENS_NAME))
 
 
 def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:

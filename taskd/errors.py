@@ -24,6 +24,12 @@ class InvalidRequest(TaskdError):
     code, status = "invalid", 400
 
 
+class Unauthorized(TaskdError):
+    """Nobody is answered here without a token."""
+
+    code, status = "unauthorized", 401
+
+
 class Forbidden(TaskdError):
     """You may not do this; ask a member of the group taskd-admin."""
 

@@ -18,6 +18,7 @@ SOCKET_NAME = "taskd.sock"  # The first daemon on a machine; one that finds it h
 ROLE_SOCKET_NAMES = {"scheduler": "taskd-scheduler.sock", "worker": "taskd-worker.sock"}
 SOCKET_NAMES = (SOCKET_NAME, *ROLE_SOCKET_NAMES.values())
 SOCKET_VARIABLE = "TASKD_SOCKET"
+ACCESS_VARIABLE = "TASKD_ACCESS"  # A file that leads to a daemon on another machine.
 
 SOCKET_PATH_BYTES_MAX = 107  # The kernel's sun_path holds 108, the last of them zero.
 CONNECT_TIMEOUT_S = 2.0  # A daemon too busy to accept within this time still counts as alive.
@@ -89,6 +90,13 @@ def socket_candidates(explicit: str | None = None, environ: Mapping[str, str] | 
         return [checked_socket_path(told)]
     directories = dict.fromkeys((places(environ).runtime, SYSTEM.runtime))
     return [f"{directory}/{name}" for directory in directories for name in SOCKET_NAMES]
+
+
+def find_access(explicit: str | None = None, socket: str | None = None) -> str | None:
+    """The access file to use, if any: the one that is told, else TASKD_ACCESS where no socket is told in any way."""
+    if explicit or socket or os.environ.get(SOCKET_VARIABLE):
+        return explicit
+    return os.environ.get(ACCESS_VARIABLE) or None
 
 
 def find_socket(explicit: str | None = None) -> str:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "taskd"
 
 # What modules of the package may import of the package, by the start of the name; `taskd` alone is what stands at its
 # top. Everybody may import from their own package.
-COMMON = ("taskd.errors", "taskd.values", "taskd.version")
+COMMON = ("taskd.errors", "taskd.private_files", "taskd.values", "taskd.version")
 WORLD = (
     *COMMON,
     "taskd.config",
@@ -30,10 +30,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd.store": (*WORLD, "taskd.store.base", "taskd.failpoints", "taskd.interpreter"),
     # Its processes load what the user's modules do, and say of wrong params what the leader says.
     "taskd.runner": (*WORLD, "taskd.handler", "taskd.core.signature", "taskd.interpreter"),
-    "taskd.api": (*WORLD, "taskd.store.base", "taskd.core.constraints"),
+    "taskd.api": (*WORLD, "taskd.store.base", "taskd.core.constraints", "taskd.tokens"),
     "taskd.daemon": ("taskd",),
     "taskd.client": (*COMMON, "taskd.paths"),
-    "taskd.cli": (*COMMON, "taskd.paths", "taskd.client", "taskd.service", "taskd.backup_file"),
+    "taskd.cli": (*COMMON, "taskd.paths", "taskd.client", "taskd.service", "taskd.backup_file", "taskd.tokens"),
     "taskd.service": ("taskd.errors",),
     # The modules at the top.
     "taskd": ("taskd.errors",),
@@ -43,6 +43,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "taskd.config": ("taskd.errors", "taskd.paths", "taskd.rules", "taskd.sources"),
     "taskd.sources": ("taskd.errors", "taskd.rules"),
     "taskd.rules": ("taskd.values",),
+    "taskd.tokens": ("taskd.errors", "taskd.private_files"),
 }
 
 # Imports beyond these: who, what, and why. Only inside functions or for types, so that no other command pays for them.
@@ -53,6 +54,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "taskd.cli",
         "taskd.config",
     ): "`taskd config check` and `taskd start` read the settings, `taskd key` their key file",
+    ("taskd.cli", "taskd.api.https"): "`taskd token` says which certificate the daemon shows, without a daemon",
     ("taskd.cli", "taskd.daemon.restore"): "`taskd restore` puts a state directory in place, without a daemon",
     ("taskd.cli", "taskd.net.security"): "`taskd key` shows and imports keys, without a daemon",
     ("taskd.cli", "taskd.net.keyring"): "`taskd key` replaces keys, without a daemon",

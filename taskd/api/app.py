@@ -1,4 +1,4 @@
-"""The API on a Unix socket: a thin layer of HTTP around dispatch().
+"""The API on a Unix socket, and over HTTPS where the operator wants it: a thin layer of HTTP around dispatch().
 
 It knows who calls, bounds what comes in, passes streams on at the reader's pace, and stops in good order.
 """
@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from taskd.api.bearers import Bearers
 from taskd.api.dispatch import dispatch, error_response
-from taskd.api.peers import Door, source_of
+from taskd.api.https import TlsListener, fingerprint_of, open_listener, plain_host, server_context
+from taskd.api.peers import Door
 from taskd.api.routes import allowed_methods
 from taskd.api.service import ApiRequest, ApiResponse, Caller, Service
 from taskd.api.streams import close_stream
-from taskd.api.unix_socket import BACKLOG, SocketFile, open_socket
+from taskd.api.unix_socket import UnixListener, open_socket
 from taskd.errors import Forbidden, InvalidRequest, Overloaded, TaskdError, TooLarge, TooSlow, Unavailable
 
 BODY_BYTES_MAX = 16 << 20
@@ -34,7 +36,12 @@ CONNECTIONS_MAX = 512  # Half of what processes may usually open; the rest is fo
 USER_CONNECTIONS_MAX = 256  # Of one user who is no administrator: no single one keeps all others out.
 GRACE_S = 5.0
 
-_RETRY_AFTER_S = {429: "1", 503: "2"}
+_HEADERS_OF_ALL = {"Server": "taskd"}  # And not which libraries of which versions it is made of.
+_HEADERS = {
+    401: {"WWW-Authenticate": 'Bearer realm="taskd"'},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "2"},
+}
 _log = logging.getLogger("taskd.api")
 
 
@@ -50,9 +57,9 @@ async def serve(
     """Answer at a Unix socket until closed. `mode` and `group` are those of its file, and say who is let in (peers.py).
     Raises AlreadyRunning where another process listens there, ConfigError where the path cannot be used."""
     file = open_socket(path, mode, group)
-    server = ApiServer(service, file, Door(group, admin_group, file.mode), body_bytes_max)
+    server = ApiServer(service, Door(group, admin_group, file.mode), body_bytes_max)
     try:
-        await server.start()
+        server.listeners.append(await UnixListener.open(file, server.protocol))
     except BaseException:
         file.remove()
         file.socket.close()
@@ -60,33 +67,88 @@ async def serve(
     return server
 
 
-class ApiServer:
-    """The connections of one socket, made by serve()."""
+def serve_https(
+    service: Service,
+    addresses: Sequence[str],
+    certificate: Path,
+    key: Path,
+    bearers: Bearers,
+    *,
+    body_bytes_max: int = BODY_BYTES_MAX,
+) -> ApiServer:
+    """Answer over TLS at these addresses until closed, whoever has a token. Raises ConfigError."""
+    context = server_context(certificate, key)
+    server = ApiServer(service, TokenDoor(bearers), body_bytes_max)
+    sockets = []
+    try:
+        for address in addresses:
+            sockets.append(open_listener(address))
+    except BaseException:
+        for made in sockets:
+            made.close()
+        raise
+    listeners = [TlsListener(made, context, server.protocol) for made in sockets]
+    server.listeners += listeners
+    where = ",".join(listener.address for listener in listeners)
+    _log.info("the API listens: address=%s fingerprint=%s", where, fingerprint_of(certificate))
+    return server
 
-    def __init__(self, service: Service, file: SocketFile, door: Door, body_bytes_max: int) -> None:
-        self.path = file.path
+
+class Listener(Protocol):
+    """Where connections come in. Closed, it lets none in any more; those that there are stay."""
+
+    def close(self) -> None: ...
+    async def wait_closed(self) -> None: ...
+
+
+class Entrance(Protocol):
+    """Says who is at the other end of a connection, and what the audit calls him."""
+
+    def greet(self, transport: asyncio.BaseTransport) -> tuple[Caller | None, str]:
+        """Of all that comes over a connection; None where each request has to say. Raises Forbidden, OSError."""
+
+    def authenticate(self, authorization: str | None, source: str) -> tuple[Caller, str]:
+        """Of one request. Raises Unauthorized, Overloaded."""
+
+
+class TokenDoor:
+    """Anybody may connect over TLS; each request carries a token, or gets no answer."""
+
+    def __init__(self, bearers: Bearers) -> None:
+        self._bearers = bearers
+
+    def greet(self, transport: asyncio.BaseTransport) -> tuple[None, str]:
+        """Nobody is known by an address."""
+        peer = transport.get_extra_info("peername")
+        return None, plain_host(peer[0]) if peer else "unknown"
+
+    def authenticate(self, authorization: str | None, source: str) -> tuple[Caller, str]:
+        """Whoever the token was made for."""
+        return self._bearers.authenticate(authorization, source)
+
+
+class ApiServer:
+    """The connections that come in by one entrance, made by serve() and serve_https()."""
+
+    def __init__(self, service: Service, entrance: Entrance, body_bytes_max: int) -> None:
+        self.listeners: list[Listener] = []
         self._service = service
+        self._entrance = entrance
         self._body_bytes_max = body_bytes_max
-        self._file = file
-        self._http = _Http(self._handle, door)
-        self._listener: asyncio.AbstractServer | None = None
+        self._http = _Http(self._handle, entrance)
         # What is being answered, by the scopes that can end it.
         self._requests: set[asyncio.Timeout] = set()
         self._streams: set[asyncio.Timeout] = set()
 
-    async def start(self) -> None:
-        """Accept connections."""
-        # The loop listens once more: with its own backlog of a hundred the kernel would turn a crowd away.
-        self._listener = await asyncio.get_running_loop().create_unix_server(
-            self._http, sock=self._file.socket, backlog=BACKLOG
-        )
+    def protocol(self) -> asyncio.Protocol:
+        """What one more connection speaks."""
+        return self._http()
 
     async def close(self, grace_s: float = GRACE_S) -> None:
         """Accept nothing more, break off open streams, give other requests `grace_s` seconds and then answer them with
         503. Returns when all connections are closed."""
-        assert self._listener is not None
-        self._file.remove()
-        self._listener.close()
+        for listener in self.listeners:
+            listener.close()
         now = asyncio.get_running_loop().time()
         for scope in self._streams:
             scope.reschedule(now)
@@ -94,7 +156,8 @@ class ApiServer:
             scope.reschedule(now + grace_s)
         self._http.pre_shutdown()
         await self._http.shutdown(grace_s + 1.0)
-        await self._listener.wait_closed()
+        for listener in self.listeners:
+            await listener.wait_closed()
 
     # -- One request ---------------------------------------------------------------------------------------------------
 
@@ -121,15 +184,19 @@ class ApiServer:
     async def _answer(self, request: web.BaseRequest) -> ApiResponse:
         connection = request.protocol
         assert isinstance(connection, _Connection)
-        if connection.caller is None:
-            assert connection.refusal is not None
+        if connection.refusal is not None:
             raise _Refused(connection.refusal)
+        caller, source = connection.caller, connection.source
         try:
+            if caller is None:
+                # Of several none counts: who put a second one there?
+                authorization = ", ".join(request.headers.getall("Authorization", ())) or None
+                caller, source = self._entrance.authenticate(authorization, source)
             path, query = _target(request)
             body = await _read_body(request, self._body_bytes_max)
         except TaskdError as error:
             raise _Refused(error) from None  # The rest of the body may still come: what follows it cannot be found.
-        asked = ApiRequest(request.method, path, query, connection.caller, body, source=connection.source)
+        asked = ApiRequest(request.method, path, query, caller, body, source=source)
         return await dispatch(asked, self._service)
 
 
@@ -200,10 +267,8 @@ def _too_large(bytes_max: int) -> TooLarge:
 
 
 def _whole(response: ApiResponse, request: web.BaseRequest) -> web.Response:
-    headers = {"Content-Type": response.content_type}
-    if response.status in _RETRY_AFTER_S:
-        headers["Retry-After"] = _RETRY_AFTER_S[response.status]
-    elif response.status == HTTPStatus.METHOD_NOT_ALLOWED:
+    headers = {**_HEADERS_OF_ALL, "Content-Type": response.content_type, **_HEADERS.get(response.status, {})}
+    if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(allowed_methods(request.raw_path.partition("?")[0]))
     return web.Response(body=response.body, status=response.status, headers=headers)
 
@@ -220,7 +285,7 @@ async def _send_stream(
 ) -> web.StreamResponse:
     """Pass a stream on as it comes, at the reader's pace. Raises ConnectionError where it breaks: the client is to see
     that the end is missing."""
-    out = web.StreamResponse(status=response.status, headers={"Content-Type": response.content_type})
+    out = web.StreamResponse(status=response.status, headers={**_HEADERS_OF_ALL, "Content-Type": response.content_type})
     try:
         if request.version >= (1, 1):
             out.enable_chunked_encoding()
@@ -242,19 +307,19 @@ async def _send_stream(
 class _Http(web.Server):
     """Makes connections."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], door: Door) -> None:
+    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], entrance: Entrance) -> None:
         super().__init__(handler, handler_cancellation=True)
-        self.door = door
-        self.by_user: Counter[str] = Counter()  # connections
+        self.entrance = entrance
+        self.by_user: Counter[str] = Counter()  # connections, by user or, where that is not known, address
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self.door)
+        return _Connection(self, self.entrance)
 
 
 class _Connection(web.RequestHandler):
     """One connection, and who is at its other end."""
 
-    def __init__(self, http: _Http, door: Door) -> None:
+    def __init__(self, http: _Http, entrance: Entrance) -> None:
         options: dict[str, Any] = {"access_log": None}  # No line a request; what goes wrong is logged where it does.
         super().__init__(
             http,
@@ -272,36 +337,37 @@ class _Connection(web.RequestHandler):
         self.refusal: TaskdError | None = None
         self.source = ""
         self._http = http
-        self._door = door
+        self._entrance = entrance
+        self._user = ""  # by whom it is counted
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Look who it is. Too many connections are answered and closed at once."""
         try:
-            peer = transport.get_extra_info("socket")
-            self.caller, self.source = self._door.admit(peer), source_of(peer)
+            self.caller, self.source = self._entrance.greet(transport)
         except Forbidden as error:
             self.refusal = error
         except OSError as error:  # Gone already.
             self.refusal = Forbidden(f"the socket does not say who you are: {error}")
         super().connection_made(transport)
         caller, http = self.caller, self._http
-        if caller is not None:
-            http.by_user[caller.user] += 1
-        is_too_many = len(http.connections) > CONNECTIONS_MAX or (
-            caller is not None and not caller.is_admin and http.by_user[caller.user] > USER_CONNECTIONS_MAX
-        )
-        if is_too_many and self.transport is not None:
+        if self.refusal is None:
+            self._user = caller.user if caller is not None else self.source
+            http.by_user[self._user] += 1
+        is_bounded = caller is None or not caller.is_admin
+        if self.transport is not None and (
+            len(http.connections) > CONNECTIONS_MAX or (is_bounded and http.by_user[self._user] > USER_CONNECTIONS_MAX)
+        ):
             self.transport.write(_REFUSED)
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """It is gone."""
         super().connection_lost(exc)
-        caller, by_user = self.caller, self._http.by_user
-        if caller is not None:
-            by_user[caller.user] -= 1
-            if not by_user[caller.user]:
-                del by_user[caller.user]
+        by_user = self._http.by_user
+        if self._user:
+            by_user[self._user] -= 1
+            if not by_user[self._user]:
+                del by_user[self._user]
 
     def handle_error(
         self,

@@ -120,6 +120,8 @@ def error_response(error: TaskdError) -> ApiResponse:
 def _check(route: Route, request: ApiRequest) -> None:
     if route.needs_admin and not request.caller.is_admin:
         raise Forbidden()
+    if route.changes and not request.caller.may_change:
+        raise Forbidden("this token may only read; `taskd token create --role user` makes one that may submit")
     for name in request.query:
         if all(name != parameter.name for parameter in route.parameters):
             # A filter with a slip of the pen in its name would silently select everything.

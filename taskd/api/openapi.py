@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from taskd.api.routes import Route
 
 _REFERENCE = "#/components/schemas/{name}"
-_ERRORS_OF_ALL = (400, 403, 500)
+_ERRORS_OF_ALL = (400, 401, 403, 429, 500)
 _ERRORS_OF_LEADER = (503,)
 _ERROR_TEXTS = {
     400: "The request is not valid; `field` names the part that is wrong",
+    401: "Over HTTPS: there is no valid token with it",
     403: "The caller may not do this",
     404: "There is no such thing",
     409: "The state does not allow this, or the id is ambiguous",

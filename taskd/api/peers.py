@@ -17,7 +17,8 @@ import pwd
 import socket
 import struct
 import time
-from typing import Protocol
+from asyncio import BaseTransport
+from typing import NoReturn, Protocol
 
 from taskd.api.service import Caller
 from taskd.errors import Forbidden
@@ -47,6 +48,15 @@ class Door:
         self._group_ids: tuple[int | None, int | None] = (None, None)
         self._group_ids_until = 0.0
         self._users: dict[int, tuple[str, float]] = {}
+
+    def greet(self, transport: BaseTransport) -> tuple[Caller, str]:
+        """Who the peer is, and its process. Raises Forbidden, OSError."""
+        peer = transport.get_extra_info("socket")
+        return self.admit(peer), source_of(peer)
+
+    def authenticate(self, authorization: str | None, source: str) -> NoReturn:
+        """Never asked: whoever has come in is known."""
+        raise AssertionError("the kernel has said who it is")
 
     def admit(self, peer: PeerSocket) -> Caller:
         """Who the peer is. Raises Forbidden."""

@@ -17,10 +17,11 @@ from taskd.store.base import Query
 
 
 class Caller(Struct, frozen=True):
-    """Who makes a request: a user of the machine whose socket was used."""
+    """Who makes a request: a user of the machine whose socket was used, or of whom a token says that it is his."""
 
     user: str
-    is_admin: bool  # root, the daemon's own user, a member of taskd-admin
+    is_admin: bool  # root, the daemon's own user, a member of taskd-admin, a token with that role
+    may_change: bool = True  # else it only reads
 
 
 class ApiRequest(Struct, frozen=True):

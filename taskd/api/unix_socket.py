@@ -4,12 +4,13 @@ replaced where a dead one left it behind, removed at the end if it still is ours
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,6 +40,30 @@ class SocketFile(Struct, frozen=True):
             found = os.lstat(self.path)
             if (found.st_dev, found.st_ino) == (self.device, self.inode):
                 os.unlink(self.path)
+
+
+class UnixListener:
+    """Takes the connections of a socket's file."""
+
+    def __init__(self, file: SocketFile, server: asyncio.AbstractServer) -> None:
+        self._file = file
+        self._server = server
+
+    @classmethod
+    async def open(cls, file: SocketFile, protocol: Callable[[], asyncio.Protocol]) -> UnixListener:
+        """Accept connections."""
+        # The loop listens once more: with its own backlog of a hundred the kernel would turn a crowd away.
+        loop = asyncio.get_running_loop()
+        return cls(file, await loop.create_unix_server(protocol, sock=file.socket, backlog=BACKLOG))
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        self._file.remove()
+        self._server.close()
+
+    async def wait_closed(self) -> None:
+        """Until that is so."""
+        await self._server.wait_closed()
 
 
 def open_socket(path: Path, mode: int, group: str) -> SocketFile:

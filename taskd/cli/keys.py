@@ -192,6 +192,6 @@ def key_path(told: str | None) -> Path:
         return Path(told)
     import os
 
-    from taskd import config, paths
+    from taskd import config
 
-    return Path(config.load(None, os.environ, {}).node.key_file or paths.key_file())
+    return config.key_path(config.load(None, os.environ, {}))

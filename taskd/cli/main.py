@@ -49,6 +49,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "cluster": Entry("cluster", "cluster", "Say how the cluster is."),
         "node": Entry("nodes", "node", "List, show, drain and resume nodes."),
         "key": Entry("keys", "key", "Show or import the cluster key."),
+        "token": Entry("tokens", "token", "Make, list and revoke tokens for HTTPS."),
         "service": Entry("service", "service", "Have systemd run a daemon of this machine."),
         "backup": Entry("backup", "backup", "Write a copy of a scheduler's state to a file."),
         "restore": Entry("backup", "restore", "Begin again from such a copy."),

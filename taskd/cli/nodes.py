@@ -35,7 +35,7 @@ def _complete_node(ctx: click.Context, param: click.Parameter, incomplete: str) 
     from taskd.errors import TaskdError
 
     try:
-        with Session(ctx.params.get("socket")) as session:
+        with Session(ctx.params.get("socket"), ctx.params.get("access")) as session:
             nodes = session.ask(calls.nodes())["nodes"]
     except TaskdError:
         return []

@@ -84,7 +84,7 @@ def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     from taskd.errors import TaskdError
 
     try:
-        with Session(ctx.params.get("socket")) as session:
+        with Session(ctx.params.get("socket"), ctx.params.get("access")) as session:
             tasks = list(session.tasks({}, RECENT_TASKS))
     except TaskdError:
         return []

@@ -24,8 +24,10 @@ Json = dict[str, Any]
 class Session:
     """One daemon, for the time of one command."""
 
-    def __init__(self, socket: str | None) -> None:
-        self.transport = Transport(socket, on_trouble=self._on_trouble)
+    def __init__(self, socket: str | None, access: str | None = None) -> None:
+        if socket and access:
+            raise click.UsageError("--socket names a daemon on this machine and --access one on another: give one")
+        self.transport = Transport(socket, access=access, on_trouble=self._on_trouble)
         self._is_troubled = False
 
     def be_patient(self, patience_s: float = PATIENCE_S) -> None:
@@ -67,12 +69,13 @@ class Session:
 
 
 def talks(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that talks to a daemon: it gets a Session as its first argument, and the option --socket."""
+    """A command that talks to a daemon: it gets a Session as its first argument, and --socket and --access."""
 
     @click.option("--socket", metavar="PATH", help="The daemon's socket; else $TASKD_SOCKET, or the one that is found.")
+    @click.option("--access", metavar="F", help="A file for a daemon on another machine; else $TASKD_ACCESS.")
     @functools.wraps(function)
-    def command(*args: Any, socket: str | None, **options: Any) -> Any:
-        with Session(socket) as session:
+    def command(*args: Any, socket: str | None, access: str | None, **options: Any) -> Any:
+        with Session(socket, access) as session:
             return function(session, *args, **options)
 
     return command

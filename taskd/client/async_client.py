@@ -129,7 +129,7 @@ class AsyncWaited(NamedTuple):
 
 
 class AsyncClient:
-    """Talks to a taskd daemon over its Unix socket, from one event loop. The same as Client, to be awaited.
+    """Talks to a taskd daemon, over its Unix socket or HTTPS, from one event loop. The same as Client, to be awaited.
 
     async with AsyncClient() as client:
         handle = await client.submit("resize", path="a.jpg")
@@ -142,11 +142,16 @@ class AsyncClient:
         self,
         socket: str | os.PathLike[str] | None = None,
         *,
+        access: str | os.PathLike[str] | None = None,
         patience: float = PATIENCE_S,
         **options: Unpack[Options],
     ) -> None:
         self._options = submission.checked(options)
-        self.transport = AsyncTransport(None if socket is None else os.fspath(socket), patience_s=patience)
+        self.transport = AsyncTransport(
+            None if socket is None else os.fspath(socket),
+            access=None if access is None else os.fspath(access),
+            patience_s=patience,
+        )
 
     def with_options(self, **options: Unpack[Options]) -> AsyncClient:
         """The same client, with more options for the tasks that are submitted through what this returns."""

@@ -1,4 +1,4 @@
-"""Calls to a daemon over its Unix socket for asyncio: connections are kept, and made anew when they break."""
+"""Calls to a daemon over its Unix socket or HTTPS for asyncio: connections are kept, and made anew when they break."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from taskd.client.call import (
     ERROR_BYTES_MAX,
@@ -22,7 +22,11 @@ from taskd.client.call import (
 )
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError
 from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
-from taskd.paths import find_socket
+from taskd.client.transport import remote_of
+from taskd.paths import find_access, find_socket
+
+if TYPE_CHECKING:
+    from taskd.client.remote import Remote
 
 Answer = TypeVar("Answer")
 
@@ -117,10 +121,12 @@ class AsyncStream:
 
 
 class AsyncTransport:
-    """Sends calls to one daemon, from one event loop. See Transport for `socket_path` and `patience_s`."""
+    """Sends calls to one daemon, from one event loop. See Transport for the arguments."""
 
-    def __init__(self, socket_path: str | None = None, *, patience_s: float = 0.0) -> None:
+    def __init__(self, socket_path: str | None = None, *, access: str | None = None, patience_s: float = 0.0) -> None:
         self._told_path = socket_path
+        self._access = access
+        self._remote: Remote | None = None
         self._path: str | None = None
         self.patience_s = patience_s
         self._has_answered = False
@@ -130,9 +136,14 @@ class AsyncTransport:
 
     @property
     def path(self) -> str:
-        """The socket in use. Raises NoDaemon, ConfigError."""
+        """The socket or the URL in use. Raises NoDaemon, ConfigError."""
         if self._path is None:
-            self._path = find_socket(self._told_path)
+            access = find_access(self._access, self._told_path)
+            if access is None:
+                self._path = find_socket(self._told_path)
+            else:
+                self._remote = remote_of(access)
+                self._path = self._remote.url
         return self._path
 
     async def request(self, call: Call) -> bytes:
@@ -193,7 +204,8 @@ class AsyncTransport:
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(call.timeout_s):
-                await connection.send(encode_request(call.method, call.target, call.body))
+                header = "" if self._remote is None else self._remote.header
+                await connection.send(encode_request(call.method, call.target, call.body, header))
                 while not response.status:
                     parts += await connection.receive(response)
         except BaseException:
@@ -211,6 +223,8 @@ class AsyncTransport:
 
     async def _connect(self) -> Connection:
         path = self.path
+        if self._remote is not None:
+            return await _connect_to(self._remote)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return Connection(*await asyncio.open_unix_connection(path))
@@ -222,6 +236,23 @@ class AsyncTransport:
             connection.close()
         else:
             self._idle.append(connection)
+
+
+async def _connect_to(remote: Remote) -> Connection:
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(
+                remote.host, remote.port, ssl=remote.context, server_hostname=remote.host
+            )
+    except OSError as error:
+        raise remote.missing(error) from None
+    connection = Connection(reader, writer)
+    try:
+        remote.check(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 async def _start_of(stream: AsyncStream, timeout_s: float | None) -> bytes:

@@ -34,7 +34,7 @@ class Waited(NamedTuple):
 
 
 class Client:
-    """Talks to a taskd daemon over its Unix socket. Threads may share one; it survives a restart of the daemon.
+    """Talks to a taskd daemon, over its Unix socket or HTTPS. Threads may share one; it outlives restarts of a daemon.
 
         with Client() as client:
             print(client.submit("resize", path="a.jpg").result(timeout=10))
@@ -42,9 +42,10 @@ class Client:
                 print(size)
 
     `socket` names the daemon; without it the one of $TASKD_SOCKET, of this user or of the system is found, at the
-    first use. `patience` is for how many seconds requests are tried again while a daemon that has answered before is
-    away or no scheduler leads: a task is never submitted twice by this, as it carries an id made here. Everything else
-    are options for all tasks submitted, see Options.
+    first use. `access` is a file that `taskd token create` wrote, and leads to a daemon on another machine; it is also
+    taken from $TASKD_ACCESS where no socket is named. `patience` is for how many seconds requests are tried again while
+    a daemon that has answered before is away or no scheduler leads: a task is never submitted twice by this, as it
+    carries an id made here. Everything else are options for all tasks submitted, see Options.
 
     Every method may raise NoDaemon, and ApiError where the daemon refuses.
     """
@@ -53,11 +54,16 @@ class Client:
         self,
         socket: str | os.PathLike[str] | None = None,
         *,
+        access: str | os.PathLike[str] | None = None,
         patience: float = PATIENCE_S,
         **options: Unpack[Options],
     ) -> None:
         self._options = submission.checked(options)
-        self.transport = Transport(None if socket is None else os.fspath(socket), patience_s=patience)
+        self.transport = Transport(
+            None if socket is None else os.fspath(socket),
+            access=None if access is None else os.fspath(access),
+            patience_s=patience,
+        )
 
     def with_options(self, **options: Unpack[Options]) -> Client:
         """The same client, with more options for the tasks that are submitted through what this returns:

@@ -18,9 +18,10 @@ _HEXADECIMAL = b"0123456789abcdefABCDEF"
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
-def encode_request(method: str, target: str, body: bytes = b"") -> bytes:
-    """A request as bytes. `target` is a path with its query, already quoted; a body is JSON."""
-    head = f"{method} {target} HTTP/1.1\r\nHost: taskd\r\nUser-Agent: taskd/{VERSION}\r\n"
+def encode_request(method: str, target: str, body: bytes = b"", header: str = "") -> bytes:
+    """A request as bytes. `target` is a path with its query, already quoted; a body is JSON; `header` is one more
+    line."""
+    head = f"{method} {target} HTTP/1.1\r\nHost: taskd\r\nUser-Agent: taskd/{VERSION}\r\n{header}"
     if body or method != "GET":
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return head.encode("ascii") + b"\r\n" + body

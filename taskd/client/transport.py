@@ -1,4 +1,4 @@
-"""Calls to a daemon over its Unix socket, blocking: connections are kept, shared by threads, and made anew."""
+"""Calls to a daemon over its Unix socket or HTTPS, blocking: connections are kept, shared by threads, and made anew."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from taskd.client.call import (
     ERROR_BYTES_MAX,
@@ -24,7 +23,10 @@ from taskd.client.call import (
 )
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError, TaskdError
 from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
-from taskd.paths import find_socket
+from taskd.paths import find_access, find_socket
+
+if TYPE_CHECKING:
+    from taskd.client.remote import Remote
 
 Answer = TypeVar("Answer")
 
@@ -45,7 +47,10 @@ class Stream:
     @property
     def has_data(self) -> bool:
         """Whether `read` would return at once: it has data, or has come to its end."""
-        return bool(self._parts) or self._connection is None
+        if self._parts or self._connection is None:
+            return True
+        pending = getattr(self._connection, "pending", None)  # What TLS has read already: no poll tells of it.
+        return pending is not None and pending() > 0
 
     def fileno(self) -> int:
         """For select and poll; only of use while `has_data` is false."""
@@ -111,7 +116,8 @@ class Stream:
 class Transport:
     """Sends calls to one daemon. Any number of threads may use it at once.
 
-    `socket_path`: which daemon; None for the one that is found. `patience_s`: how long to go on trying when a daemon
+    `socket_path`: which daemon; None for the one that is found. `access`: the file that leads to one on another
+    machine, in the place of a socket. `patience_s`: how long to go on trying when a daemon
     that has answered before goes away, or nobody leads; only for calls that may be repeated. `on_trouble` hears of
     every such delay.
     """
@@ -120,10 +126,13 @@ class Transport:
         self,
         socket_path: str | None = None,
         *,
+        access: str | None = None,
         patience_s: float = 0.0,
         on_trouble: Callable[[TaskdError], None] | None = None,
     ) -> None:
         self._told_path = socket_path
+        self._access = access
+        self._remote: Remote | None = None
         self._path: str | None = None
         self.patience_s = patience_s
         self.on_trouble = on_trouble
@@ -136,9 +145,14 @@ class Transport:
 
     @property
     def path(self) -> str:
-        """The socket in use. Raises NoDaemon, ConfigError."""
+        """The socket or the URL in use. Raises NoDaemon, ConfigError."""
         if self._path is None:
-            self._path = find_socket(self._told_path)
+            access = find_access(self._access, self._told_path)
+            if access is None:
+                self._path = find_socket(self._told_path)
+            else:
+                self._remote = remote_of(access)
+                self._path = self._remote.url
         return self._path
 
     def request(self, call: Call) -> bytes:
@@ -201,9 +215,13 @@ class Transport:
             connection.settimeout(call.timeout_s)
             reader = ResponseReader()
             parts: list[bytes] = []
-            # A daemon that refuses a body may stop reading it: its answer says why.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.sendall(encode_request(call.method, call.target, call.body))
+            header = "" if self._remote is None else self._remote.header
+            try:
+                connection.sendall(encode_request(call.method, call.target, call.body, header))
+            except TimeoutError:
+                raise
+            except OSError:
+                pass  # A daemon that refuses a body may stop reading it: its answer says why.
             while not reader.status:
                 parts += _receive(connection, reader)
         except BaseException:
@@ -219,13 +237,16 @@ class Transport:
         return stream
 
     def _connect(self) -> socket.socket:
+        path = self.path
+        if self._remote is not None:
+            return self._remote.connect(TIMEOUT_S)
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(TIMEOUT_S)
-            connection.connect(self.path)
+            connection.connect(path)
         except OSError as error:
             connection.close()
-            raise NoDaemon(f"no daemon answers on {self.path} any more ({error.strerror or error})") from None
+            raise NoDaemon(f"no daemon answers on {path} any more ({error.strerror or error})") from None
         except BaseException:
             connection.close()
             raise
@@ -245,6 +266,13 @@ class Transport:
                 self._idle.append(connection)
                 return
         connection.close()
+
+
+def remote_of(access: str) -> Remote:
+    """The daemon that an access file leads to. Raises ConfigError."""
+    from taskd.client.remote import Remote  # noqa: PLC0415  # TLS takes a third of the command line's start
+
+    return Remote(access)
 
 
 def _receive(connection: socket.socket, reader: ResponseReader) -> list[bytes]:

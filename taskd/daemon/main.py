@@ -18,11 +18,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from taskd import paths
-from taskd.api.app import serve
+from taskd.api.app import serve, serve_https
+from taskd.api.bearers import Bearers
 from taskd.api.dispatch import dispatch, error_response
+from taskd.api.https import own_certificate
 from taskd.api.service import ApiRequest, ApiResponse
-from taskd.config import Config, changes
+from taskd.config import Config, changes, key_path, tokens_path
 from taskd.config import load as load_config
 from taskd.core import events as ev
 from taskd.core.node import Node
@@ -132,7 +133,7 @@ class Daemon:
 
     @property
     def _key_path(self) -> Path:
-        return Path(self._config.node.key_file or paths.key_file())
+        return key_path(self._config)
 
     async def _keys(self) -> Keys | None:
         """The cluster key: made by the first scheduler, awaited by a worker. None: told to stop meanwhile."""
@@ -215,11 +216,7 @@ class Daemon:
         discovery = self._discovery(info, mesh)
         if discovery is not None:
             running.append(group.create_task(discovery.run()))
-        api = await serve(
-            service, Path(place.path), config.api.socket_mode, config.api.socket_group,
-            body_bytes_max=config.api.body_bytes_max,
-        )  # fmt: skip
-        stack.push_async_callback(api.close)
+        await self._open_api(stack, service, place.path)
         manager = self._manager(service, shell, mesh, place.path)
         log("info", "started", node=info.node_id, name=name, roles=",".join(roles), socket=place.path, version=VERSION)
         running += (
@@ -252,6 +249,22 @@ class Daemon:
         stack.callback(audit.close)
         self._reloaded.append(audit.reopen)
         return audit
+
+    async def _open_api(self, stack: AsyncExitStack, service: DaemonService, socket_path: str) -> None:
+        api = self._config.api
+        local = await serve(
+            service, Path(socket_path), api.socket_mode, api.socket_group, body_bytes_max=api.body_bytes_max
+        )
+        stack.push_async_callback(local.close)
+        if not api.listen:
+            return
+        if api.certificate:
+            certificate, key = Path(api.certificate), Path(api.certificate_key)
+        else:
+            certificate, key = own_certificate(self._key_path.parent)
+        bearers = Bearers(tokens_path(self._config), lambda what: log("warning", what))
+        remote = serve_https(service, api.listen, certificate, key, bearers, body_bytes_max=api.body_bytes_max)
+        stack.push_async_callback(remote.close)
 
     def _mesh(self, info: NodeInfo, keys: Keys, shell: Shell, calls: Calls) -> Mesh:
         network = self._config.network

@@ -18,7 +18,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from taskd.errors import ConfigError, Refused
-from taskd.net.security import Credentials, Key, SchedulerKey, parse_key, read_private, save_private
+from taskd.net.security import Credentials, Key, SchedulerKey, parse_key
+from taskd.private_files import read_private, save_private
 from taskd.protocol.messages import NodeInfo
 from taskd.values import format_instant, instant_s
 

@@ -11,7 +11,6 @@ and dates are fixed, so that all nodes derive the same certificates, byte for by
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import os
 import secrets
@@ -27,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from taskd.errors import ConfigError, Refused
+from taskd.private_files import read_private, save_private
 from taskd.protocol.messages import NodeInfo, Role
 
 SECRET_BYTES = 32
-KEY_FILE_CHARS_MAX = 8192
 _SCHEDULER_PREFIX = "taskd-scheduler-key-v1:"
 _WORKER_PREFIX = "taskd-worker-key-v1:"
 _AUTHORITY_BEGIN = datetime(2020, 1, 1, tzinfo=UTC)
@@ -201,49 +200,6 @@ def load_key(path: Path) -> Key | None:
         return parse_key(text.strip().partition("\n")[0])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from None
-
-
-def read_private(path: Path) -> str | None:
-    """The text of a file with keys; None where there is none. Raises ConfigError, also where others could read it."""
-    try:
-        with path.open() as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise ConfigError(f"{path} can be read by others than its owner: make it private with chmod 600 {path}")
-            return file.read(KEY_FILE_CHARS_MAX)
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-
-
-def save_private(path: Path, text: str, force: bool) -> None:
-    """Write a file that its owner alone may read, whole or not at all. Raises ConfigError where something else is there
-    and not `force`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            if os.geteuid() == 0:  # In the directory of a service's user, root writes what that user has to read.
-                owner = path.parent.stat()
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            temporary.replace(path)
-        else:
-            try:
-                os.link(temporary, path)  # Fails where there is one already: two first schedulers make one key.
-            except FileExistsError:
-                there = read_private(path)
-                if there is None or there.strip() != text:
-                    raise ConfigError(f"{path} holds another key already; use --force to replace it") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _base64(raw: bytes) -> str:

@@ -1,0 +1,55 @@
+"""Files with secrets: their owner alone may read them, and they are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from taskd.errors import ConfigError
+
+FILE_CHARS_MAX = 1 << 20
+
+
+def read_private(path: Path) -> str | None:
+    """The text of a file with secrets; None where there is none. Raises ConfigError, also where others can read it."""
+    try:
+        with path.open() as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ConfigError(f"{path} can be read by others than its owner: make it private with chmod 600 {path}")
+            return file.read(FILE_CHARS_MAX)
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def save_private(path: Path, text: str, force: bool) -> None:
+    """Write a file that its owner alone may read, whole or not at all. Raises ConfigError where something else is there
+    and not `force`."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            if os.geteuid() == 0:  # In the directory of a service's user, root writes what that user has to read.
+                owner = path.parent.stat()
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            temporary.replace(path)
+        else:
+            try:
+                os.link(temporary, path)  # Fails where there is one already: two first schedulers make one key.
+            except FileExistsError:
+                there = read_private(path)
+                if there is None or there.strip() != text:
+                    raise ConfigError(f"{path} holds another key already; use --force to replace it") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
