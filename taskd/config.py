@@ -282,6 +282,11 @@ class ApiSettings(Struct, frozen=True):
     body_bytes_max: Annotated[
         int, Size(1 << 16, 64 << 20), "A larger request is refused (413): it is held in memory while it is read."
     ] = 16 << 20
+    requests_per_s_max: Annotated[
+        int,
+        Whole(0, 1_000_000),
+        "Of one user who is no administrator, in the long run; more are refused (429). 0: any number.",
+    ] = 1000
     audit_bytes_max: Annotated[
         int,
         Size(0, 1 << 40),

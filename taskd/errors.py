@@ -78,6 +78,12 @@ class Overloaded(TaskdError):
     code, status = "overloaded", 429
 
 
+class RateLimited(TaskdError):
+    """You make more requests a second than one user may here; submit many tasks in one request, and slow down."""
+
+    code, status = "rate_limited", 429
+
+
 class NoLeader(TaskdError):
     """No scheduler leads at the moment; try again in a few seconds, and see `taskd cluster status`."""
 

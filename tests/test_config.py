@@ -166,7 +166,7 @@ def test_the_first_wrong_key_is_named_for_programs(write):
         (
             "[api]\nzzz = 3",
             "[api] zzz: there is no such key; there are socket_mode, socket_group, body_bytes_max, "
-            "audit_bytes_max, listen, certificate, certificate_key, tokens_file",
+            "requests_per_s_max, audit_bytes_max, listen, certificate, certificate_key, tokens_file",
         ),
         ("[worker]\nslots = true", "slots = true: must be a whole number from 0 to 10_000"),
         ("[worker]\nslots = 2.0", "slots = 2.0: must be a whole number from 0 to 10_000"),

@@ -7,30 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from taskd.api.bearers import Bearers
+from taskd.api.budgets import Budgets
 from taskd.api.dispatch import dispatch, error_response
 from taskd.api.https import TlsListener, fingerprint_of, open_listener, plain_host, server_context
+from taskd.api.incoming import read_body, target_of
 from taskd.api.peers import Door
 from taskd.api.routes import allowed_methods
 from taskd.api.service import ApiRequest, ApiResponse, Caller, Service
 from taskd.api.streams import close_stream
 from taskd.api.unix_socket import UnixListener, open_socket
-from taskd.errors import Forbidden, InvalidRequest, Overloaded, TaskdError, TooLarge, TooSlow, Unavailable
+from taskd.errors import (
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+    TaskdError,
+    Unavailable,
+)
 
 BODY_BYTES_MAX = 16 << 20
-BODY_TIMEOUT_S = 60.0  # For the whole body: a local client sends 16 MiB in a fraction of a second.
 IDLE_TIMEOUT_S = 75.0  # For a request's head, from the connection's begin or its last answer on.
 LINE_BYTES_MAX = 8190  # Of the request's first line, and of one header.
-QUERY_FIELDS_MAX = 64
 LINGER_S = 2.0  # How long a refused body is read on, so that the client gets to see why.
 CONNECTIONS_MAX = 512  # Half of what processes may usually open; the rest is for peers, files and tasks.
 USER_CONNECTIONS_MAX = 256  # Of one user who is no administrator: no single one keeps all others out.
@@ -53,11 +60,12 @@ async def serve(
     *,
     admin_group: str = "taskd-admin",
     body_bytes_max: int = BODY_BYTES_MAX,
+    budgets: Budgets | None = None,
 ) -> ApiServer:
     """Answer at a Unix socket until closed. `mode` and `group` are those of its file, and say who is let in (peers.py).
     Raises AlreadyRunning where another process listens there, ConfigError where the path cannot be used."""
     file = open_socket(path, mode, group)
-    server = ApiServer(service, Door(group, admin_group, file.mode), body_bytes_max)
+    server = ApiServer(service, Door(group, admin_group, file.mode), body_bytes_max, budgets)
     try:
         server.listeners.append(await UnixListener.open(file, server.protocol))
     except BaseException:
@@ -75,10 +83,11 @@ def serve_https(
     bearers: Bearers,
     *,
     body_bytes_max: int = BODY_BYTES_MAX,
+    budgets: Budgets | None = None,
 ) -> ApiServer:
     """Answer over TLS at these addresses until closed, whoever has a token. Raises ConfigError."""
     context = server_context(certificate, key)
-    server = ApiServer(service, TokenDoor(bearers), body_bytes_max)
+    server = ApiServer(service, TokenDoor(bearers), body_bytes_max, budgets)
     sockets = []
     try:
         for address in addresses:
@@ -130,11 +139,12 @@ class TokenDoor:
 class ApiServer:
     """The connections that come in by one entrance, made by serve() and serve_https()."""
 
-    def __init__(self, service: Service, entrance: Entrance, body_bytes_max: int) -> None:
+    def __init__(self, service: Service, entrance: Entrance, body_bytes_max: int, budgets: Budgets | None) -> None:
         self.listeners: list[Listener] = []
         self._service = service
         self._entrance = entrance
         self._body_bytes_max = body_bytes_max
+        self._budgets = budgets if budgets is not None else Budgets(0)
         self._http = _Http(self._handle, entrance)
         # What is being answered, by the scopes that can end it.
         self._requests: set[asyncio.Timeout] = set()
@@ -192,8 +202,11 @@ class ApiServer:
                 # Of several none counts: who put a second one there?
                 authorization = ", ".join(request.headers.getall("Authorization", ())) or None
                 caller, source = self._entrance.authenticate(authorization, source)
-            path, query = _target(request)
-            body = await _read_body(request, self._body_bytes_max)
+            # Of an administrator's requests there may be any number: somebody has to be heard when others are too loud.
+            if not caller.is_admin and not self._budgets.take(caller.user, time.monotonic()):
+                raise RateLimited
+            path, query = target_of(request)
+            body = await read_body(request, self._body_bytes_max)
         except TaskdError as error:
             raise _Refused(error) from None  # The rest of the body may still come: what follows it cannot be found.
         asked = ApiRequest(request.method, path, query, caller, body, source=source)
@@ -206,61 +219,6 @@ class _Refused(Exception):
     def __init__(self, error: TaskdError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-def _target(request: web.BaseRequest) -> tuple[str, dict[str, str]]:
-    target = request.raw_path
-    if not target.startswith("/"):
-        target = request.rel_url.raw_path_qs  # The absolute form, as for a proxy.
-    path, _, text = target.partition("?")
-    query: dict[str, str] = {}
-    if text:
-        try:
-            fields = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS_MAX)
-        except ValueError:
-            raise InvalidRequest(f"the query cannot be read: UTF-8, at most {QUERY_FIELDS_MAX} fields") from None
-        for name, value in fields:
-            query[name] = f"{query[name]},{value}" if name in query else value
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and path == "/v1/tasks" and request.method == "POST":
-        query["idempotency_key"] = key  # Headers do not travel to the leader.
-    return path, query
-
-
-async def _read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
-    """The whole body. Raises TooLarge, TooSlow, InvalidRequest."""
-    content = request.content
-    if not request.body_exists:
-        return b""
-    if (request.content_length or 0) > bytes_max:
-        raise _too_large(bytes_max)
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise InvalidRequest("send the body as it is, without a Content-Encoding")
-    if content.is_eof():  # It came with the head, as small ones do.
-        body = content.read_nowait()
-        if len(body) > bytes_max:
-            raise _too_large(bytes_max)
-        return body
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            while part := await content.readany():
-                parts.append(part)
-                size += len(part)
-                if size > bytes_max:
-                    raise _too_large(bytes_max)
-    except TimeoutError:
-        raise TooSlow() from None
-    except web.RequestPayloadError as error:
-        raise InvalidRequest(f"the body cannot be read: {error}") from None
-    return b"".join(parts)
-
-
-def _too_large(bytes_max: int) -> TooLarge:
-    return TooLarge(f"a body takes at most {bytes_max} bytes")
 
 
 # -- Answers -----------------------------------------------------------------------------------------------------------

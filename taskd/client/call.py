@@ -19,6 +19,7 @@ FULL_DELAY_S = 0.2  # Between two attempts to submit to a daemon that is full.
 
 # Refusals that pass by themselves: leadership changes hands, a relay broke off.
 _PASSING = frozenset({"no_leader", "unavailable"})
+_TOO_MANY = "rate_limited"
 
 
 class Call(NamedTuple):
@@ -77,7 +78,8 @@ def is_worth_repeating(error: TaskdError, is_repeatable: bool, has_answered: boo
     """Whether a call that failed may succeed when it is sent again. `has_answered`: this daemon has been heard of
     before, so that it is rather restarting than missing."""
     if isinstance(error, ApiError):
-        return is_repeatable and error.code in _PASSING
+        # A request too many was not looked at.
+        return error.code == _TOO_MANY or (is_repeatable and error.code in _PASSING)
     if isinstance(error, ConnectionLost):
         return is_repeatable
     return isinstance(error, NoDaemon) and has_answered  # Nothing was sent: even what is not repeatable may try again.

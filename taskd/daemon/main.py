@@ -20,6 +20,7 @@ from typing import Any
 
 from taskd.api.app import serve, serve_https
 from taskd.api.bearers import Bearers
+from taskd.api.budgets import Budgets
 from taskd.api.dispatch import dispatch, error_response
 from taskd.api.https import own_certificate
 from taskd.api.service import ApiRequest, ApiResponse
@@ -252,9 +253,11 @@ class Daemon:
 
     async def _open_api(self, stack: AsyncExitStack, service: DaemonService, socket_path: str) -> None:
         api = self._config.api
+        budgets = Budgets(api.requests_per_s_max)
         local = await serve(
-            service, Path(socket_path), api.socket_mode, api.socket_group, body_bytes_max=api.body_bytes_max
-        )
+            service, Path(socket_path), api.socket_mode, api.socket_group, body_bytes_max=api.body_bytes_max,
+            budgets=budgets,
+        )  # fmt: skip
         stack.push_async_callback(local.close)
         if not api.listen:
             return
@@ -263,7 +266,9 @@ class Daemon:
         else:
             certificate, key = own_certificate(self._key_path.parent)
         bearers = Bearers(tokens_path(self._config), lambda what: log("warning", what))
-        remote = serve_https(service, api.listen, certificate, key, bearers, body_bytes_max=api.body_bytes_max)
+        remote = serve_https(
+            service, api.listen, certificate, key, bearers, body_bytes_max=api.body_bytes_max, budgets=budgets
+        )
         stack.push_async_callback(remote.close)
 
     def _mesh(self, info: NodeInfo, keys: Keys, shell: Shell, calls: Calls) -> Mesh:

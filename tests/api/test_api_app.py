@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskd.api import app
+from taskd.api import app, incoming
 from taskd.api.app import ApiServer, serve
 from taskd.api.cluster_types import EventView
 from taskd.core.task import Report
@@ -187,7 +187,7 @@ async def test_a_body_of_unknown_length_beyond_the_bound(service: FakeService, p
 
 @on_both_loops
 async def test_a_body_that_does_not_come(service: FakeService, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(incoming, "BODY_TIMEOUT_S", 0.01)
     async with connected(service, path) as http:
         http.send("POST", "/v1/tasks", b'{"argv"', Content_Length="100")
         status, headers, raw = await http.answer()

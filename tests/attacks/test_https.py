@@ -107,6 +107,7 @@ class Target:
             **LOOPBACK,
             "TASKD_API_LISTEN": f"127.0.0.1:{self.port}",
             "TASKD_API_TOKENS_FILE": str(self.tokens.path),
+            "TASKD_API_REQUESTS_PER_S_MAX": "50",
         }
         self.daemon = Daemon(directory / "node", directory / "key", "scheduler,worker", "--node-id", "7", env=env)
         now_s = time.time()
@@ -204,6 +205,16 @@ def test_a_token_counts_from_when_it_is_made_until_it_is_revoked(target: Target)
     assert target.ask(submit(argv=["true"]), "NEW")[0] == 200
     target.tokens.revoke("new")
     assert target.ask(get("/v1/tasks"), "NEW")[0] == 401
+
+
+def test_a_user_who_asks_too_often_is_slowed_down_and_nobody_else_is(target: Target) -> None:
+    target.words["LOUD"] = target.tokens.make("loud", "max", "user", time.time(), 0.0)
+    answers = (target.ask(get("/healthz"), "LOUD") for _ in range(1000))
+    status, answer = next(found for found in answers if found[0] != 200)
+    assert status == 429
+    assert b"Retry-After: 1" in answer
+    assert b'"rate_limited"' in answer
+    assert [target.ask(get("/healthz"), token)[0] for token in ("USER", "READER", "ADMIN")] == [200, 200, 200]
 
 
 def test_whose_tasks_are_submitted_with_a_token(target: Target) -> None:
