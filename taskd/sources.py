@@ -14,6 +14,7 @@ from taskd.errors import ConfigError
 from taskd.rules import KEY_MARK, Rule, did_you_mean
 
 FILE_BYTES_MAX = 1 << 20  # A configuration file larger than this is some other file.
+LINE_DOTS_MAX = 2000  # The parser takes memory by the square of the parts of a key; 256 addresses have 768.
 SHOWN_CHARS_MAX = 80  # Of a wrong value, in an error.
 PROBLEMS_MAX = 20  # Shown at once: more say no more.
 
@@ -51,9 +52,12 @@ class Sources:
         if len(raw) > FILE_BYTES_MAX:
             self._problem("", f"{path}: is no configuration: it has more than {FILE_BYTES_MAX} bytes")
             return
+        if any(line.count(b".") > LINE_DOTS_MAX for line in raw.splitlines()):
+            self._problem("", f"{path}: is no configuration: a line has more than {LINE_DOTS_MAX} dots")
+            return
         try:
             sections = tomllib.loads(raw.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # Of TOML, of UTF-8, or of a number with thousands of digits.
             self._problem("", f"{path}: is not valid TOML: {_printable(str(error))}")
             return
         for section, table in sections.items():
