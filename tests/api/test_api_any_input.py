@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from taskd.api.bodies import encode
 from taskd.api.routes import ROUTES
+from taskd.api.service import Caller
 from taskd.api.types import Submission
 from taskd.core.constraints import parse
 from taskd.core.task import decode_spec
-from tests.api.fakes import ROOT, FakeService
+from tests.api.fakes import ALICE, BOB, ROOT, FakeService
 
 FINE = {200, 400, 404, 405, 409, 413}
 
@@ -47,10 +48,10 @@ tasks = st.dictionaries(fields, values, max_size=4) | st.fixed_dictionaries({}, 
 quickly = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
-def ask(service: FakeService, method: str, path: str, query: dict[str, str], body: bytes) -> int:
+def ask(service: FakeService, method: str, path: str, query: dict[str, str], body: bytes, caller: Caller = ROOT) -> int:
     async def story() -> int:
         target = path + ("?" if query else "") + "&".join(f"{name}={value}" for name, value in query.items())
-        response = await service.response(method, target, body, ROOT)
+        response = await service.response(method, target, body, caller)
         if response.stream is not None:
             await response.stream.aclose()  # type: ignore[attr-defined]
         return response.status
@@ -99,3 +100,40 @@ def test_any_request(route: Any, name: str, query: dict[str, str], body: Any) ->
     if isinstance(body, dict):
         body.pop("timeout", None)
     assert ask(service, route.method, route.path.replace("{id}", name), query, encode(body)) in FINE
+
+
+READER = Caller("alice", False, may_change=False)
+bodies = st.one_of(
+    tasks,
+    st.lists(tasks, max_size=2),
+    values,
+    st.fixed_dictionaries({"ids": st.just(["@TASK@"])}),
+    st.fixed_dictionaries({"states": st.just(["queued"])}),
+    st.fixed_dictionaries({"reason": texts}),
+)
+
+
+@quickly
+@given(st.sampled_from(ROUTES), st.sampled_from(["@TASK@", "last", "7", "head"]), queries, bodies,
+       st.sampled_from([ALICE, BOB, READER, ROOT]))  # fmt: skip
+def test_any_request_of_any_role_does_no_more_than_that_role_may(
+    route: Any, name: str, query: dict[str, str], body: Any, caller: Caller
+) -> None:
+    service = FakeService()
+    if isinstance(body, dict):
+        body.pop("timeout", None)
+    task_id = asyncio.run(service.add({"argv": ["true"]}, ALICE))
+    service.audited.clear()
+    before, nodes = dict(service.tasks), dict(service.nodes_by_id)
+    path = route.path.replace("{id}", name.replace("@TASK@", task_id))
+    status = ask(service, route.method, path, query, encode(body).replace(b"@TASK@", task_id.encode()), caller)
+    assert status in {*FINE, 403}
+    if not route.changes or not caller.may_change:
+        assert service.tasks == before
+    if not caller.is_admin:
+        assert service.nodes_by_id == nodes
+        assert status == 403 or not route.needs_admin
+        assert all(decode_spec(row.spec).owner == caller.user for row in service.tasks.values() if row.id not in before)
+    if caller == BOB:
+        assert all(service.tasks[known] == row for known, row in before.items())
+    assert bool(service.audited) == route.changes

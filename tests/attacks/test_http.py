@@ -94,6 +94,15 @@ ROWS: dict[str, tuple[bytes, int]] = {
         400,
     ),
     "a body that is packed": (post("/v1/tasks", b"\x1f\x8b" + bytes(100), "Content-Encoding: gzip"), 400),
+    # Keys that make a submission one of its kind.
+    "a key with a bell": (post("/v1/tasks", {"argv": ["a"]}, "Idempotency-Key: a\x07b"), 400),
+    "a key of nothing, which is none": (post("/v1/tasks?idempotency_key=", {"argv": ["a"]}), 200),
+    "a key for the first time": (post("/v1/tasks", {"argv": ["a"]}, "Idempotency-Key: once"), 200),
+    "the same key and the same task": (post("/v1/tasks", {"argv": ["a"]}, "Idempotency-Key: once"), 200),
+    "the same key and another task, which is not taken": (
+        post("/v1/tasks", {"argv": ["b"]}, "Idempotency-Key: once"),
+        200,
+    ),
     # Paths.
     "up and out": (get("/v1/../../../etc/passwd"), 404),
     "up and out, encoded": (get("/v1/tasks/..%2f..%2f..%2fetc%2fpasswd"), 400),
