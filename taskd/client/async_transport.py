@@ -22,8 +22,7 @@ from taskd.client.call import (
 )
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError
 from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
-from taskd.client.transport import remote_of
-from taskd.paths import find_access, find_socket
+from taskd.client.transport import find_daemon
 
 if TYPE_CHECKING:
     from taskd.client.remote import Remote
@@ -138,12 +137,7 @@ class AsyncTransport:
     def path(self) -> str:
         """The socket or the URL in use. Raises NoDaemon, ConfigError."""
         if self._path is None:
-            access = find_access(self._access, self._told_path)
-            if access is None:
-                self._path = find_socket(self._told_path)
-            else:
-                self._remote = remote_of(access)
-                self._path = self._remote.url
+            self._path, self._remote = find_daemon(self._told_path, self._access)
         return self._path
 
     async def request(self, call: Call) -> bytes:

@@ -147,12 +147,7 @@ class Transport:
     def path(self) -> str:
         """The socket or the URL in use. Raises NoDaemon, ConfigError."""
         if self._path is None:
-            access = find_access(self._access, self._told_path)
-            if access is None:
-                self._path = find_socket(self._told_path)
-            else:
-                self._remote = remote_of(access)
-                self._path = self._remote.url
+            self._path, self._remote = find_daemon(self._told_path, self._access)
         return self._path
 
     def request(self, call: Call) -> bytes:
@@ -268,11 +263,15 @@ class Transport:
         connection.close()
 
 
-def remote_of(access: str) -> Remote:
-    """The daemon that an access file leads to. Raises ConfigError."""
+def find_daemon(socket_path: str | None, access: str | None) -> tuple[str, Remote | None]:
+    """The daemon to ask: the path of its socket, or its URL and how it is reached. Raises NoDaemon, ConfigError."""
+    told = find_access(access, socket_path)
+    if told is None:
+        return find_socket(socket_path), None
     from taskd.client.remote import Remote  # noqa: PLC0415  # TLS takes a third of the command line's start
 
-    return Remote(access)
+    remote = Remote(told)
+    return remote.url, remote
 
 
 def _receive(connection: socket.socket, reader: ResponseReader) -> list[bytes]:
