@@ -5,6 +5,7 @@ where the operator gives none.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import socket
@@ -16,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
-from taskd.errors import ConfigError
+from taskd.errors import AlreadyRunning, ConfigError
 from taskd.private_files import read_private, save_private
 
 BACKLOG = 128
@@ -91,7 +92,8 @@ class TlsListener:
 
 
 def open_listener(address: str) -> socket.socket:
-    """A listening socket at HOST:PORT, for all addresses where HOST is empty. Raises ConfigError."""
+    """A listening socket at HOST:PORT, for all addresses where HOST is empty. Raises AlreadyRunning where another
+    process has that port, ConfigError."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     try:
@@ -103,9 +105,20 @@ def open_listener(address: str) -> socket.socket:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             made = socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AlreadyRunning(f"another process listens at {address}") from None
         raise ConfigError(f"[api] listen: cannot listen at {address}: {error.strerror or error}") from None
     made.setblocking(False)
     return made
+
+
+def is_free(address: str) -> bool:
+    """Whether a process could listen at HOST:PORT now."""
+    try:
+        open_listener(address).close()
+    except (AlreadyRunning, ConfigError):
+        return False
+    return True
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:

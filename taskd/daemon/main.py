@@ -18,13 +18,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from taskd.api.app import serve, serve_https
-from taskd.api.bearers import Bearers
+from taskd.api.app import serve
 from taskd.api.budgets import Budgets
 from taskd.api.dispatch import dispatch, error_response
-from taskd.api.https import own_certificate
 from taskd.api.service import ApiRequest, ApiResponse
-from taskd.config import Config, changes, key_path, tokens_path
+from taskd.config import Config, changes, key_path
 from taskd.config import load as load_config
 from taskd.core import events as ev
 from taskd.core.node import Node
@@ -34,6 +32,7 @@ from taskd.daemon import logs
 from taskd.daemon.audit import AuditLog
 from taskd.daemon.backups import Backups
 from taskd.daemon.calls import CallMessage, Calls
+from taskd.daemon.https import Https
 from taskd.daemon.hub import Hub
 from taskd.daemon.ids import NO_ID
 from taskd.daemon.keys import reload_keys
@@ -217,7 +216,8 @@ class Daemon:
         discovery = self._discovery(info, mesh)
         if discovery is not None:
             running.append(group.create_task(discovery.run()))
-        await self._open_api(stack, service, place.path)
+        if (rest := await self._open_api(stack, service, place.path)) is not None:
+            running.append(group.create_task(rest))
         manager = self._manager(service, shell, mesh, place.path)
         log("info", "started", node=info.node_id, name=name, roles=",".join(roles), socket=place.path, version=VERSION)
         running += (
@@ -251,7 +251,10 @@ class Daemon:
         self._reloaded.append(audit.reopen)
         return audit
 
-    async def _open_api(self, stack: AsyncExitStack, service: DaemonService, socket_path: str) -> None:
+    async def _open_api(
+        self, stack: AsyncExitStack, service: DaemonService, socket_path: str
+    ) -> Coroutine[Any, Any, None] | None:
+        """Answer clients; returns what has still to be done for that."""
         api = self._config.api
         budgets = Budgets(api.requests_per_s_max)
         local = await serve(
@@ -259,17 +262,12 @@ class Daemon:
             budgets=budgets,
         )  # fmt: skip
         stack.push_async_callback(local.close)
-        if not api.listen:
-            return
-        if api.certificate:
-            certificate, key = Path(api.certificate), Path(api.certificate_key)
-        else:
-            certificate, key = own_certificate(self._key_path.parent)
-        bearers = Bearers(tokens_path(self._config), lambda what: log("warning", what))
-        remote = serve_https(
-            service, api.listen, certificate, key, bearers, body_bytes_max=api.body_bytes_max, budgets=budgets
-        )
-        stack.push_async_callback(remote.close)
+        if api.listen:
+            https = Https(service, self._config, budgets)
+            stack.push_async_callback(https.close)
+            if not https.open():
+                return https.keep_trying()
+        return None
 
     def _mesh(self, info: NodeInfo, keys: Keys, shell: Shell, calls: Calls) -> Mesh:
         network = self._config.network

@@ -13,7 +13,7 @@ import pytest
 
 from taskd import AsyncClient, Client
 from taskd.errors import ConfigError, NoDaemon, TaskdError
-from tests.integration.cluster import LOOPBACK, Daemon, free_port
+from tests.integration.cluster import LOOPBACK, Daemon, eventually, free_port
 
 Taskd = Callable[..., subprocess.CompletedProcess[str]]
 _numbers = itertools.count(1)
@@ -123,6 +123,37 @@ async def test_the_asyncio_client_talks_to_nobody_else(access: Path) -> None:
             await client.cluster()
     finally:
         await client.close()
+
+
+def test_the_second_daemon_of_a_machine_takes_the_port_when_the_first_is_gone(tmp_path: Path, taskd: Taskd) -> None:
+    port = free_port()
+    (tmp_path / "taskd.toml").write_text(f'[node]\nkey_file = "{tmp_path}/key"\n[api]\nlisten = ["127.0.0.1:{port}"]\n')
+    config = ("--config", str(tmp_path / "taskd.toml"))
+    peers = free_port()
+    head = Daemon(
+        tmp_path / "a", tmp_path / "key", "scheduler", *config, "--listen", f"127.0.0.1:{peers}", env=LOOPBACK
+    )
+    other = Daemon(tmp_path / "b", tmp_path / "key", "worker", *config, "--join", f"127.0.0.1:{peers}", env=LOOPBACK)
+    path = tmp_path / "access"
+    head.start()
+    try:
+        assert taskd("token", "create", "laptop", "--output", str(path), *config).returncode == 0
+        other.start()
+        assert "until the port is free" in other.log.read_text()
+        assert taskd("list", "--access", str(path)).returncode == 0
+        head.kill()
+        with Client(access=path) as client:
+            eventually(lambda: _names_no_leader(client))
+    finally:
+        other.stop()
+
+
+def _names_no_leader(client: Client) -> bool:
+    """Whether the worker answers: it knows that nobody leads."""
+    try:
+        return client.cluster().leader is None
+    except NoDaemon:
+        return False
 
 
 @pytest.mark.parametrize(
