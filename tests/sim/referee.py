@@ -616,6 +616,8 @@ class Referee:
             assert isinstance(answer, list)
             for task_id in answer:
                 row = rows.get(task_id)
+                if row is None and task_id in self.purged:
+                    continue  # The answer waited for a standby for so long that its task's time was over.
                 if row is None or not (is_final(row) or record_of(row.record).cancel_wanted):
                     raise Violation(
                         "6", f"{host.name} says that {task_id.hex()[-4:]} is cancelled, and has not so on disk"
