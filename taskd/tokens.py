@@ -5,12 +5,8 @@ round.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from taskd.errors import ConfigError, NotFound
-from taskd.private_files import read_private, save_private
+from taskd.private_files import directory_lock, read_private, save_private
 
 Role = Literal["user", "admin", "read-only"]
 
@@ -70,7 +66,7 @@ class TokenFile:
         """Make a token; returns its secret, which is written nowhere. Raises ConfigError, also where the name is taken
         by one that has not expired."""
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
-        with self._changing():
+        with directory_lock(self.path.parent):
             tokens = [token for token in self.load() if not token.is_over(now_s)]
             if any(token.name == name for token in tokens):
                 raise ConfigError(f"there is a token {name!r} already: revoke it first, or choose another name")
@@ -81,7 +77,7 @@ class TokenFile:
 
     def revoke(self, name: str) -> None:
         """Forget a token. Raises NotFound, ConfigError."""
-        with self._changing():
+        with directory_lock(self.path.parent):
             tokens = self.load()
             left = [token for token in tokens if token.name != name]
             if len(left) == len(tokens):
@@ -91,17 +87,3 @@ class TokenFile:
 
     def _save(self, tokens: list[Token]) -> None:
         save_private(self.path, msgspec.json.format(msgspec.json.encode(tokens)).decode(), force=True)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        directory = self.path.parent
-        try:
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ConfigError(f"{directory} cannot be used: {error.strerror}") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

@@ -24,6 +24,7 @@ from taskd.api.incoming import read_body, target_of
 from taskd.api.peers import Door
 from taskd.api.routes import allowed_methods
 from taskd.api.service import ApiRequest, ApiResponse, Caller, Service
+from taskd.api.strangers import Strangers
 from taskd.api.streams import close_stream
 from taskd.api.unix_socket import UnixListener, open_socket
 from taskd.errors import (
@@ -32,6 +33,7 @@ from taskd.errors import (
     Overloaded,
     RateLimited,
     TaskdError,
+    Unauthorized,
     Unavailable,
 )
 
@@ -41,6 +43,7 @@ LINE_BYTES_MAX = 8190  # Of the request's first line, and of one header.
 LINGER_S = 2.0  # How long a refused body is read on, so that the client gets to see why.
 CONNECTIONS_MAX = 512  # Half of what processes may usually open; the rest is for peers, files and tasks.
 USER_CONNECTIONS_MAX = 256  # Of one user who is no administrator: no single one keeps all others out.
+STRANGERS_MAX = USER_CONNECTIONS_MAX  # Over TLS, that have shown no token yet: the other half is for those who have.
 GRACE_S = 5.0
 
 _HEADERS_OF_ALL = {"Server": "taskd"}  # And not which libraries of which versions it is made of.
@@ -119,6 +122,9 @@ class Entrance(Protocol):
     def authenticate(self, authorization: str | None, source: str) -> tuple[Caller, str]:
         """Of one request. Raises Unauthorized, Overloaded."""
 
+    def is_accepted(self, authorization: str | None) -> bool:
+        """Whether what came with a request still counts, while its answer is on its way."""
+
 
 class TokenDoor:
     """Anybody may connect over TLS; each request carries a token, or gets no answer."""
@@ -134,6 +140,10 @@ class TokenDoor:
     def authenticate(self, authorization: str | None, source: str) -> tuple[Caller, str]:
         """Whoever the token was made for."""
         return self._bearers.authenticate(authorization, source)
+
+    def is_accepted(self, authorization: str | None) -> bool:
+        """Whether the token has not been revoked, nor expired."""
+        return self._bearers.is_accepted(authorization)
 
 
 class ApiServer:
@@ -180,7 +190,7 @@ class ApiServer:
                 if response.stream is None:
                     return _whole(response, request)
                 self._streams.add(scope)
-                return await _send_stream(request, response, response.stream)
+                return await _send_stream(request, response, response.stream, self._entrance)
         except TimeoutError:
             if scope in self._streams:
                 raise ConnectionResetError("the daemon is stopping") from None
@@ -199,9 +209,8 @@ class ApiServer:
         caller, source = connection.caller, connection.source
         try:
             if caller is None:
-                # Of several none counts: who put a second one there?
-                authorization = ", ".join(request.headers.getall("Authorization", ())) or None
-                caller, source = self._entrance.authenticate(authorization, source)
+                caller, source = self._entrance.authenticate(_authorization(request), source)
+                connection.is_known()
             # Of an administrator's requests there may be any number: somebody has to be heard when others are too loud.
             if not caller.is_admin and not self._budgets.take(caller.user, time.monotonic()):
                 raise RateLimited
@@ -219,6 +228,11 @@ class _Refused(Exception):
     def __init__(self, error: TaskdError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+def _authorization(request: web.BaseRequest) -> str | None:
+    """What a request says of who makes it. Of several none counts: who put a second one there?"""
+    return ", ".join(request.headers.getall("Authorization", ())) or None
 
 
 # -- Answers -----------------------------------------------------------------------------------------------------------
@@ -239,16 +253,19 @@ def _last_words(error: TaskdError, request: web.BaseRequest) -> web.Response:
 
 
 async def _send_stream(
-    request: web.BaseRequest, response: ApiResponse, stream: AsyncIterator[bytes]
+    request: web.BaseRequest, response: ApiResponse, stream: AsyncIterator[bytes], entrance: Entrance
 ) -> web.StreamResponse:
-    """Pass a stream on as it comes, at the reader's pace. Raises ConnectionError where it breaks: the client is to see
-    that the end is missing."""
+    """Pass a stream on as it comes, at the reader's pace, for as long as he may have it. Raises ConnectionError where
+    it breaks: the client is to see that the end is missing."""
     out = web.StreamResponse(status=response.status, headers={**_HEADERS_OF_ALL, "Content-Type": response.content_type})
     try:
         if request.version >= (1, 1):
             out.enable_chunked_encoding()
         await out.prepare(request)
+        authorization = _authorization(request)
         async for part in stream:
+            if not entrance.is_accepted(authorization):
+                raise Unauthorized("the token was revoked, or has expired")
             await out.write(part)
         await out.write_eof()
     except TaskdError as error:
@@ -269,6 +286,7 @@ class _Http(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self.entrance = entrance
         self.by_user: Counter[str] = Counter()  # connections, by user or, where that is not known, address
+        self.strangers: Strangers[_Connection] = Strangers(STRANGERS_MAX)
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self.entrance)
@@ -317,10 +335,24 @@ class _Connection(web.RequestHandler):
         ):
             self.transport.write(_REFUSED)
             self.force_close()
+        elif caller is None and self.refusal is None:
+            if http.strangers.is_full:
+                http.strangers.show_out().abort()
+            http.strangers.add(self, self.source)
+
+    def is_known(self) -> None:
+        """A request over it has shown a token that counts."""
+        self._http.strangers.remove(self)
+
+    def abort(self) -> None:
+        """Close it at once, without the farewell of TLS: whoever keeps silent would have it for that long."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """It is gone."""
         super().connection_lost(exc)
+        self._http.strangers.remove(self)
         by_user = self._http.by_user
         if self._user:
             by_user[self._user] -= 1

@@ -35,24 +35,35 @@ class Bearers:
     def authenticate(self, authorization: str | None, address: str) -> tuple[Caller, str]:
         """Who makes a request with this Authorization header, and what the audit calls him. Raises Unauthorized, and
         Overloaded where too many wrong ones came from the address lately."""
-        scheme, _, secret = (authorization or "").partition(" ")
-        secret = secret.strip()
-        if scheme.lower() == "bearer" and 0 < len(secret) <= TOKEN_CHARS_MAX:
-            self._refresh()
-            # Looked up by its digest: how long that takes tells nothing of the token.
-            token = self._tokens.get(digest(secret))
-            if token is not None and not token.is_over(time.time()):
-                caller = Caller(token.user, token.role == "admin", may_change=token.role != "read-only")
-                return caller, f"token {token.name} from {address}"
-            why = "the token has expired" if token is not None else "the token is not known here, or was revoked"
-        else:
-            why = "send a token made with `taskd token create`, as the header `Authorization: Bearer ...`"
+        token, why = self._find(authorization)
+        if token is not None:
+            caller = Caller(token.user, token.role == "admin", may_change=token.role != "read-only")
+            return caller, f"token {token.name} from {address}"
         if not self._may_guess(address):
             self._say(f"too many requests without a valid token: address={address}")
             raise Overloaded("too many requests without a valid token; try again later")
         if authorization is not None:
             self._say(f"a request without a valid token was refused: address={address}")
         raise Unauthorized(why)
+
+    def is_accepted(self, authorization: str | None) -> bool:
+        """Whether that header still says who asks: an answer may take longer than its token lives."""
+        return self._find(authorization)[0] is not None
+
+    def _find(self, authorization: str | None) -> tuple[Token | None, str]:
+        """The token that a header carries or, where it carries none that counts, why."""
+        scheme, _, secret = (authorization or "").partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not 0 < len(secret) <= TOKEN_CHARS_MAX:
+            return None, "send a token made with `taskd token create`, as the header `Authorization: Bearer ...`"
+        self._refresh()
+        # Looked up by its digest: how long that takes tells nothing of the token.
+        token = self._tokens.get(digest(secret))
+        if token is None:
+            return None, "the token is not known here, or was revoked"
+        if token.is_over(time.time()):
+            return None, "the token has expired"
+        return token, ""
 
     def _refresh(self) -> None:
         try:

@@ -10,22 +10,21 @@ import hashlib
 import os
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+from taskd.api.strangers import Strangers
 from taskd.errors import AlreadyRunning, ConfigError
-from taskd.private_files import read_private, save_private
+from taskd.private_files import directory_lock, read_private, save_private
 
 BACKLOG = 128
 HANDSHAKE_S = 5.0
 SHUTDOWN_S = 2.0
-HANDSHAKES_MAX = 64
-ADDRESS_HANDSHAKES_MAX = 16
-PAUSE_S = 0.01  # Before the next one is accepted, after one that was refused: the kernel keeps what waits, or drops it.
+HANDSHAKES_MAX = 256  # As many as one client may open at once: a burst of its calls is no attack.
+PAUSE_S = 0.002  # For handshakes to be done, where they are that many, before one is given up for the next.
 TROUBLE_PAUSE_S = 0.5  # When this process may open no more files, or has no memory.
 CERTIFICATE_NAME, KEY_NAME = "api.crt", "api.key"
 _VALID = timedelta(days=3650)
@@ -38,7 +37,7 @@ class TlsListener:
         self._listener = listener
         self._context = context
         self._protocol = protocol
-        self._shaking: Counter[str] = Counter()  # handshakes under way, by address
+        self._shaking: Strangers[asyncio.Task[None]] = Strangers(HANDSHAKES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
@@ -61,22 +60,25 @@ class TlsListener:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if self._shaking.is_full:
+                await asyncio.sleep(PAUSE_S)
+                if self._shaking.is_full:
+                    self._shaking.show_out().cancel()
             try:
                 end, address = await loop.sock_accept(self._listener)
             except OSError:
                 await asyncio.sleep(TROUBLE_PAUSE_S)
                 continue
-            host = plain_host(address[0])
-            if self._shaking.total() >= HANDSHAKES_MAX or self._shaking[host] >= ADDRESS_HANDSHAKES_MAX:
-                end.close()
-                await asyncio.sleep(PAUSE_S)
-                continue
-            self._shaking[host] += 1
-            task = loop.create_task(self._open(end, host))
+            task = loop.create_task(self._open(end))
+            self._shaking.add(task, plain_host(address[0]))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._forget)
 
-    async def _open(self, end: socket.socket, host: str) -> None:
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._shaking.remove(task)
+        self._tasks.discard(task)
+
+    async def _open(self, end: socket.socket) -> None:
         """Shake hands. Whoever cannot is gone without a word: scanners and broken clients would fill the log."""
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -85,10 +87,9 @@ class TlsListener:
             )  # fmt: skip
         except (OSError, TimeoutError):  # ssl.SSLError is an OSError.
             end.close()
-        finally:
-            self._shaking[host] -= 1
-            if not self._shaking[host]:
-                del self._shaking[host]
+        except asyncio.CancelledError:
+            end.close()
+            raise
 
 
 def open_listener(address: str) -> socket.socket:
@@ -153,11 +154,13 @@ def own_certificate(directory: Path) -> tuple[Path, Path]:
     """The files of the certificate and the key that this node made for itself; made now where there are none. The key
     is private, the certificate is not. Raises ConfigError."""
     certificate, key = directory / CERTIFICATE_NAME, directory / KEY_NAME
-    if read_private(key) is None or not certificate.exists():
-        certificate_pem, key_pem = _made(socket.gethostname())
-        save_private(key, key_pem, force=True)
-        save_private(certificate, certificate_pem, force=True)
-        os.chmod(certificate, 0o644)
+    with directory_lock(directory):  # The daemons of one machine start at once, and share the two.
+        if read_private(key) is None or not certificate.exists():
+            certificate_pem, key_pem = _made(socket.gethostname())
+            certificate.unlink(missing_ok=True)  # Or a stop between the two leaves one beside a key that is not its.
+            save_private(key, key_pem, force=True)
+            save_private(certificate, certificate_pem, force=True)
+            os.chmod(certificate, 0o644)
     return certificate, key
 
 

@@ -74,7 +74,8 @@ class Remote:
             return NoDaemon(
                 f"the certificate of {self.url} cannot be trusted ({error.verify_message}): name its fingerprint"
             )
-        return NoDaemon(f"no daemon answers at {self.url} ({error.strerror or error})")
+        reason = error.strerror or str(error) or "the connection was closed"
+        return NoDaemon(f"no daemon answers at {self.url} ({reason})")
 
     def check(self, certificate: bytes | None) -> None:
         """Whether this certificate (DER) is the daemon's, where we know it. Raises NoDaemon."""

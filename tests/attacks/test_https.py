@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 
 from taskd.tokens import PREFIX, TokenFile
 from tests.attacks.test_http import CLOSED, RSS_BYTES_MAX, get, post, rss_bytes, submit
-from tests.integration.cluster import LOOPBACK, Daemon, free_port
+from tests.integration.cluster import LOOPBACK, Daemon, eventually, free_port
 
 TIMEOUT_S = 20.0
 _addresses = itertools.count(2)  # Each row comes from an address of its own: guesses are counted by address.
@@ -86,6 +86,9 @@ HOLDERS: dict[str, tuple[str, bytes, int]] = {
     "a user sends too much": ("USER", post("/v1/tasks", b"[" + b" " * (17 << 20) + b"]"), 413),
     "a user asks for another's inner paths": ("USER", get("/outputs/00/1/stdout"), 404),
     "a user sends two tokens": ("USER", get("/v1/tasks", "Authorization: Bearer @ADMIN@"), 401),
+    "a user of a page of somebody else": ("USER", get("/v1/tasks", "Origin: https://evil.example"), 200),
+    "a user names a host twice": ("USER", get("/v1/tasks", "Host: evil.example"), 400),
+    "a user names no host": ("USER", b"GET /v1/tasks HTTP/1.1\r\nX: y\r\n\r\n", 400),
     "a reader reads": ("READER", get("/v1/tasks/@TASK@"), 200),
     "a reader submits": ("READER", submit(argv=["true"]), 403),
     "a reader cancels": ("READER", post("/v1/tasks/@TASK@/cancel", b""), 403),
@@ -128,16 +131,20 @@ class Target:
         source = host or f"127.0.0.{next(_addresses)}"
         return socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S, source_address=(source, 0))
 
+    def open(self, host: str = "") -> ssl.SSLSocket:
+        """TLS, and nothing said yet."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context.wrap_socket(self.connect(host))
+
     def ask(self, request: bytes, token: str = "", host: str = "") -> tuple[int, bytes]:
         """The status that a request gets, and the head and the beginning of the body."""
         if token:
             request = with_header(request, f"Authorization: Bearer @{token}@")
         for word, text in self.words.items():
             request = request.replace(b"@%s@" % word.encode(), text.encode())
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         answer = b""
-        with closing(context.wrap_socket(self.connect(host))) as peer:
+        with closing(self.open(host)) as peer:
             with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 peer.sendall(request)
             with suppress(ConnectionResetError, ssl.SSLEOFError):
@@ -248,14 +255,51 @@ def test_older_tls_is_refused(target: Target) -> None:
 
 
 def test_connections_that_never_shake_hands_keep_nobody_out(target: Target) -> None:
-    silent: list[socket.socket] = []
-    try:
-        for _ in range(200):
-            silent.append(target.connect("127.0.0.102"))
-        assert target.ask(get("/healthz"), "USER", host="127.0.0.103")[0] == 200
-    finally:
-        for peer in silent:
-            peer.close()
+    with ExitStack() as silent:
+        for number in range(320):
+            silent.enter_context(closing(target.connect(f"127.0.0.{110 + number % 8}")))
+        assert [target.ask(get("/healthz"), "USER", host="127.0.0.103")[0] for _ in range(5)] == [200] * 5
+
+
+def test_connections_that_show_no_token_keep_nobody_out(target: Target) -> None:
+    with ExitStack() as silent:
+        for number in range(520):
+            silent.enter_context(closing(target.open(f"127.0.0.{120 + number % 2}")))
+        assert [target.ask(get("/healthz"), "USER", host="127.0.0.104")[0] for _ in range(5)] == [200] * 5
+        assert target.ask(get("/healthz"), "USER", host="127.0.0.120")[0] == 200
+
+
+@pytest.mark.parametrize("is_revoked", [True, False], ids=["revoked", "expired"])
+def test_a_stream_ends_with_the_token_that_opened_it(is_revoked: bool, target: Target) -> None:
+    end_s = 0.0 if is_revoked else time.time() + 1.0
+    secret = target.tokens.make(f"stream{is_revoked}", "eve", "read-only", time.time(), end_s)
+    with closing(target.open()) as peer:
+        peer.sendall(get("/v1/events", f"Authorization: Bearer {secret}"))
+        heard = peer.recv(1 << 16)
+        assert b"200 OK" in heard
+        while b"retry:" not in heard:
+            heard += peer.recv(1 << 16)
+        if is_revoked:
+            target.tokens.revoke(f"stream{is_revoked}")
+        else:
+            eventually(lambda: time.time() > end_s)
+        target.daemon.submit({"argv": ["true"]})
+        rest = b""
+        with suppress(ConnectionResetError, ssl.SSLEOFError):
+            while part := peer.recv(1 << 16):
+                rest += part
+    assert rest == b""
+
+
+def test_each_of_two_requests_at_once_has_to_carry_a_token(target: Target) -> None:
+    with_token = get("/v1/cluster", f"Authorization: Bearer {target.words['USER']}")
+    with closing(target.open()) as peer:
+        peer.sendall(with_token + get("/v1/tasks"))
+        answer = b""
+        with suppress(ConnectionResetError, ssl.SSLEOFError):
+            while part := peer.recv(1 << 16):
+                answer += part
+    assert (answer.count(b"HTTP/1.1 200 "), answer.count(b"HTTP/1.1 401 ")) == (1, 1)
 
 
 def test_the_files_are_private(target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import subprocess
@@ -111,6 +112,15 @@ async def test_the_asyncio_client_works_from_elsewhere(access: Path) -> None:
     try:
         handles = [await client.submit_command(["true"]) for _ in range(20)]
         assert not (await client.wait(handles, timeout=60)).pending
+    finally:
+        await client.close()
+
+
+async def test_a_burst_of_one_client_is_no_attack(access: Path) -> None:
+    client = AsyncClient(access=access)
+    try:
+        found = await asyncio.gather(*(client.cluster() for _ in range(200)))
+        assert {cluster.health for cluster in found} == {"ok"}
     finally:
         await client.close()
 
