@@ -13,6 +13,7 @@ from taskd.core import events as ev
 from taskd.core.deadlines import Deadlines, earliest
 from taskd.core.effects import Begin, Effect, Exit, Follow, Journal, Kill, Log, Send, Start, Terminate
 from taskd.core.election import is_absurd
+from taskd.core.outcomes import OutcomeBatch, finished_messages
 from taskd.core.room import Place, Room
 from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec, decode_spec, encode
@@ -22,7 +23,6 @@ INVENTORY_S = 10.0
 # How long a stopping worker waits, after its tasks have had their grace, for a leader to take the last outcomes: those
 # that it does not take are in the journal.
 STOP_ACKNOWLEDGED_S = 5.0
-FINISHED_BYTES_MAX = 4 << 20  # Of reports in one Finished message, well below a frame.
 
 
 class _Running:
@@ -61,6 +61,7 @@ class Worker:
         self._proof = b""  # the leader's seal of our term: without it no scheduler believes us that there is one
         self._effects: list[Effect] = []
         self._ended: list[msg.AttemptEnded] = []  # in this turn
+        self._batch = OutcomeBatch()
         self._forgotten: list[msg.AttemptKey] = []
 
     # -- The leader ----------------------------------------------------------------------------------------------------
@@ -117,6 +118,7 @@ class Worker:
         started = tuple(msg.AttemptStarted(key, it.started_s) for key, it in self._running.items() if it.started_s)
         if started:
             self._effects.append(Send(sender, msg.Started(started)))
+        self._batch.forget()
         fresh = {ended.key for ended in self._ended}  # These are sent at the end of the turn.
         self._send_finished([ended for key, ended in self._unacknowledged.items() if key not in fresh])
         self._timers.set("inventory", now + INVENTORY_S)
@@ -210,6 +212,7 @@ class Worker:
     def _give_back(self, key: msg.AttemptKey, now: float) -> None:
         """End an attempt that has not begun: an outcome like any other, so that it is not lost on the way."""
         self._room.discard(key)
+        self._batch.hurry(now)
         self._end(msg.AttemptEnded(key, Outcome.PREEMPTED, 0.0, self.utc(now)))
 
     def on_acknowledged(self, sender: int, message: msg.Acknowledged, now: float) -> None:
@@ -358,24 +361,25 @@ class Worker:
             self._effects.append(Start([Begin(key, spec) for key, spec, _ in begins]))
         if self._ended or self._forgotten:
             self._effects.append(Journal(None, [], self._ended, self._forgotten))
-        if self._registered and self._ended:
-            self._send_finished(self._ended)
+        if self._registered:
+            self._batch.add(self._ended)
+            self._tell_outcomes(now)
         self._ended, self._forgotten = [], []
         effects, self._effects = self._effects, []
         return effects
 
+    def _tell_outcomes(self, now: float) -> None:
+        """Send what has ended, or wait for more of it."""
+        due = self._batch.due(len(self._room), self.offer.slots)
+        if due is not None and now < due:
+            self._timers.set("outcomes", due)
+        elif due is not None:
+            self._timers.clear("outcomes")
+            self._send_finished(self._batch.take(now))
+
     def _send_finished(self, ended: list[msg.AttemptEnded]) -> None:
         assert self.leader is not None
-        batch: list[msg.AttemptEnded] = []
-        size = 0
-        for attempt in ended:
-            if batch and size + len(attempt.report) > FINISHED_BYTES_MAX:
-                self._effects.append(Send(self.leader, msg.Finished(tuple(batch))))
-                batch, size = [], 0
-            batch.append(attempt)
-            size += len(attempt.report)
-        if batch:
-            self._effects.append(Send(self.leader, msg.Finished(tuple(batch))))
+        self._effects += [Send(self.leader, message) for message in finished_messages(ended)]
 
     def _log(self, level: str, event: str, **fields: object) -> None:
         self._effects.append(Log(level, event, fields))

@@ -18,6 +18,8 @@ from taskd.protocol.messages import MAY_SEND, PROTOCOL_VERSION, Goodbye, Hello, 
 from taskd.protocol.versions import Encode, common_version, encode_for_older, encoder
 
 HELLO_TIMEOUT_S = 5.0
+LATE_HEARTBEATS = 1.5  # After so many without a question the other one is late.
+MEASURE_HEARTBEATS = 8  # At the latest after so many a node asks itself, to know the round trip and the peer's clock.
 ROUND_TRIPS_KEPT = 8  # The shortest of these tells the clocks' offset best: the least time for it to be wrong.
 
 
@@ -66,6 +68,7 @@ class Session:
         self._hello_due = now + HELLO_TIMEOUT_S
         self._ping_due = now + heartbeat_s
         self._ping_number = 0
+        self._pinged = now
         self._ping_sent: tuple[int, float, float] | None = None  # number, now, UTC
         self._round_trips: list[tuple[float, float]] = []  # seconds, offset of the peer's clock
         self.encode: Encode = encode_for_older  # makes frames as the peer knows them; until it has said hello, for all
@@ -125,6 +128,7 @@ class Session:
     def _own(self, message: Message, now: float) -> None:
         if isinstance(message, Ping):
             self._outgoing.append(encode(Pong(message.number, self._utc())))
+            self._spare_ping(now)
         elif isinstance(message, Pong):
             self._on_pong(message, now)
         elif isinstance(message, Goodbye):
@@ -133,6 +137,13 @@ class Session:
             self.state = State.CLOSED
         else:
             raise ProtocolError("a second Hello")
+
+    def _spare_ping(self, now: float) -> None:
+        """We have been asked: the answer shows that we live as well as a ping of our own. One of two nodes makes use of
+        that, or both would. It asks all the same when the other one is late, and now and then for the round trip."""
+        assert self.peer is not None
+        if self._node.node_id > self.peer.node_id and now < self._pinged + MEASURE_HEARTBEATS * self._heartbeat_s:
+            self._ping_due = max(self._ping_due, now + LATE_HEARTBEATS * self._heartbeat_s)
 
     def _on_pong(self, message: Pong, now: float) -> None:
         if message.number <= self._ping_number:
@@ -149,6 +160,7 @@ class Session:
 
     def _ping(self, now: float) -> None:
         self._ping_number += 1
+        self._pinged = now
         sent_utc = self._utc()
         if self._ping_sent is None or now - self._ping_sent[1] > self._timeout_s:
             self._ping_sent = (self._ping_number, now, sent_utc)

@@ -6,11 +6,11 @@ import pytest
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
+from taskd.core.outcomes import FINISHED_BYTES_MAX, TELL_S
 from taskd.core.room import SCANNED_MAX
 from taskd.core.roster import NOTHING_OFFERED
 from taskd.core.task import Outcome, TaskSpec, decode_report, encode
 from taskd.core.worker import (
-    FINISHED_BYTES_MAX,
     INVENTORY_S,
     STOP_ACKNOWLEDGED_S,
     Worker,
@@ -263,6 +263,55 @@ def test_an_outcome_is_written_down_before_it_is_sent_and_forgotten_when_acknowl
     bench.worker.on_acknowledged(1, msg.Acknowledged(TERM, (key,)), NOW)
     assert bench.settle() == []
     assert bench.worker.unacknowledged_count == 0
+
+
+def told(effects: list[fx.Effect]) -> list[msg.AttemptKey]:
+    """The attempts that the leader hears of as ended."""
+    return [ended.key for message in of(msg.Finished, effects) for ended in message.attempts]  # type: ignore[attr-defined]
+
+
+def test_outcomes_are_told_together_while_there_is_enough_to_begin(bench: Bench) -> None:
+    keys = bench.keys(20)
+    bench.run(*keys)
+    first, second, third = keys[:3]
+    assert told(bench.progress(ended={first: Outcome.OK})) == [first]
+    effects = bench.progress(ended={second: Outcome.OK}, now=NOW + 0.001)
+    assert told(effects) == []
+    assert [ended.key for journal in of(fx.Journal, effects) for ended in journal.ended] == [second]  # type: ignore[attr-defined]
+    bench.progress(ended={third: Outcome.OK}, now=NOW + 0.002)
+    assert bench.worker.next_deadline() == NOW + TELL_S
+    bench.worker.tick(NOW + TELL_S)
+    assert told(bench.settle(NOW + TELL_S)) == [second, third]
+    bench.worker.tick(NOW + 2 * TELL_S)
+    assert told(bench.settle(NOW + 2 * TELL_S)) == []
+
+
+def test_outcomes_are_told_at_once_when_little_is_left_to_begin(bench: Bench) -> None:
+    keys = bench.keys(8)
+    bench.run(*keys)  # Two run, six wait.
+    assert told(bench.progress(ended={keys[0]: Outcome.OK})) == keys[:1]
+    assert told(bench.progress(ended={keys[1]: Outcome.OK})) == keys[1:2]
+    assert told(bench.progress(ended={keys[2]: Outcome.OK})) == keys[2:3]
+
+
+def test_what_the_leader_waits_for_is_told_at_once_with_all_else(bench: Bench) -> None:
+    keys = bench.keys(20)
+    bench.run(*keys)
+    bench.progress(ended={keys[0]: Outcome.OK})
+    assert told(bench.progress(ended={keys[1]: Outcome.OK})) == []
+    bench.worker.on_recall(1, msg.Recall(TERM, (keys[19],)), NOW)
+    assert told(bench.settle()) == [keys[1], keys[19]]
+
+
+def test_outcomes_that_were_held_back_are_told_once_to_the_next_leader(bench: Bench) -> None:
+    keys = bench.keys(20)
+    bench.run(*keys)
+    bench.progress(ended={keys[0]: Outcome.OK})
+    assert told(bench.progress(ended={keys[1]: Outcome.OK})) == []
+    bench.worker.on_peer_down(ev.PeerDown(1, "gone", False), NOW)
+    assert told(bench.register(msg.Term(4, 2, 9), 2)) == [keys[0], keys[1]]
+    bench.worker.tick(NOW + TELL_S)
+    assert told(bench.settle(NOW + TELL_S)) == []
 
 
 def test_large_reports_go_in_several_messages() -> None:

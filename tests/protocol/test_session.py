@@ -23,7 +23,7 @@ from taskd.protocol.messages import (
     Role,
     Term,
 )
-from taskd.protocol.session import HELLO_TIMEOUT_S, Session, State
+from taskd.protocol.session import HELLO_TIMEOUT_S, LATE_HEARTBEATS, MEASURE_HEARTBEATS, Session, State
 from tests.protocol.samples import ONE_OF_EACH
 
 WE = NodeInfo(1, "we", ("scheduler",), b"w" * 16, 11, "1.0")
@@ -31,9 +31,11 @@ THEY = NodeInfo(2, "they", ("worker",), b"t" * 16, 22, "1.0")
 HEARTBEAT_S, TIMEOUT_S = 0.5, 2.5
 
 
-def session(certified_id: int = 2, certified_roles: tuple[Role, ...] = ("worker",), utc: float = 1000.0) -> Session:
+def session(
+    certified_id: int = 2, certified_roles: tuple[Role, ...] = ("worker",), utc: float = 1000.0, we: NodeInfo = WE
+) -> Session:
     return Session(
-        WE, "home", certified_id, certified_roles,
+        we, "home", certified_id, certified_roles,
         now=0.0, utc=lambda: utc, heartbeat_s=HEARTBEAT_S, timeout_s=TIMEOUT_S,
     )  # fmt: skip
 
@@ -174,6 +176,35 @@ def test_pings_go_out_at_every_heartbeat() -> None:
     made.on_deadline(HEARTBEAT_S)
     assert sent(made) == [Ping(2, 1000.0)]
     assert made.next_deadline() == 2 * HEARTBEAT_S
+
+
+def test_who_is_asked_need_not_ask() -> None:
+    """Of two nodes the one with the greater id."""
+    made = session(we=msgspec.structs.replace(WE, node_id=3))
+    made.receive(hello(), 0.0)
+    made.to_send()
+    now = 0.0
+    asked = 0
+    for number in range(1, 4 * MEASURE_HEARTBEATS + 1):
+        now = number * HEARTBEAT_S
+        made.receive(encode(Ping(number, 1.0)), now - 0.01)
+        made.on_deadline(now)
+        messages = sent(made)
+        assert Pong(number, 1000.0) in messages
+        asked += len(messages) - 1
+    assert asked == 3  # For the round trip.
+    made.on_deadline(now + LATE_HEARTBEATS * HEARTBEAT_S - 0.02)
+    assert sent(made) == []
+    made.on_deadline(now + LATE_HEARTBEATS * HEARTBEAT_S)  # The other one is late.
+    assert len(sent(made)) == 1
+
+
+def test_the_node_with_the_lesser_id_always_asks() -> None:
+    made = opened()
+    for number in range(1, 10):
+        made.receive(encode(Ping(number, 1.0)), number * HEARTBEAT_S - 0.01)
+        made.on_deadline(number * HEARTBEAT_S)
+        assert [type(message) for message in sent(made)] == [Pong, Ping]
 
 
 def test_round_trip_and_offset_are_those_of_the_quickest_answer() -> None:
