@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -43,7 +42,7 @@ from taskd.runner.capture import Captured
 from taskd.runner.cgroup import Cgroups, Group, Limits
 from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_for_oom
 from taskd.runner.reaper import Reaper
-from taskd.runner.spawn import Spawner, spawn_error, working_directory
+from taskd.runner.spawn import Spawner, StartUnknown, spawn_error, working_directory
 
 SPAWNS_PER_TURN = 8  # Each stops the event loop for some 0.4 ms; between two lots it can do other things.
 WATCH_S = 0.25  # Between two looks at how much running tasks have written.
@@ -73,18 +72,15 @@ class _Attempt:
 
     __slots__ = (
         "capture", "cpu_s", "ended_s", "error", "give_up_at", "group", "key", "mark", "memory_peak_bytes", "pid",
-        "process", "started_s", "status", "was_killed",
+        "started_s", "status", "was_killed",
     )  # fmt: skip
 
-    def __init__(
-        self, key: AttemptKey, capture: Any, group: Group | None, process: subprocess.Popen[bytes], started_s: float
-    ) -> None:
+    def __init__(self, key: AttemptKey, capture: Any, group: Group | None, pid: int, started_s: float) -> None:
         self.key = key
         self.mark = mark(key)
         self.capture = capture
         self.group = group
-        self.process = process
-        self.pid = process.pid  # also of its process group and session
+        self.pid = pid  # also of its process group and session
         self.started_s = started_s
         self.ended_s = 0.0  # set when the first process has ended
         self.status = 0  # its exit code, or minus its signal
@@ -182,6 +178,7 @@ class CommandKind:
             if handle is not None:
                 handle.cancel()
         self._progress.close()
+        self._processes.close()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
         for pidfd in self._by_pidfd:
@@ -216,11 +213,16 @@ class CommandKind:
                 limits = Limits.of(spec.resources) if spec.resources else None
                 if limits is not None and self._cgroups is not None:
                     group = self._cgroups.make(f"{key.task_id.hex()}-{key.number}", limits)
-                process = self._processes.spawn(spec, environment, capture, group, limits)
+                pid = self._processes.spawn(spec, environment, capture, group, limits)
             finally:
                 capture.close_descriptors()
-            attempt = _Attempt(key, capture, group, process, started_s)
+            attempt = _Attempt(key, capture, group, pid, started_s)
             self._watch(attempt)
+        except StartUnknown as error:
+            self._reaper.end(mark(key))
+            self._output.end(capture)
+            problem = error_info("StarterLost", f"the process that was to start it is gone: {error}")
+            return self._progress.ended(ended(key, Outcome.LOST, Report(error=problem), started_s))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             if group is not None:
                 group.remove()
@@ -239,9 +241,9 @@ class CommandKind:
             pidfd = os.pidfd_open(attempt.pid)
         except OSError:  # Out of descriptors.
             _signal_group(attempt.pid, signal.SIGKILL)
-            attempt.process.wait()
+            self._processes.reap([attempt.pid])
             raise
-        self._reaper.own(attempt.pid)
+        self._reaper.own(attempt.pid, is_child=self._processes.is_child(attempt.pid))
         self._by_pidfd[pidfd] = attempt
         self._epoll.register(pidfd, select.EPOLLIN)
         prefer_for_oom(attempt.pid, self._oom_score)
@@ -279,9 +281,9 @@ class CommandKind:
         for pidfd, _ in self._epoll.poll(0):
             attempt = self._by_pidfd.pop(pidfd)
             os.close(pidfd)  # Which takes it out of the epoll.
-            self._reap(attempt)
             attempt.ended_s = now_s
             exited.append(attempt)
+        self._reap(exited)
         strays = self._reaper.strays()
         for attempt in exited:
             if self._is_gone(attempt, strays):
@@ -292,20 +294,17 @@ class CommandKind:
                 if self._linger_timer is None:
                     self._linger_timer = self._loop.call_soon(self._check_lingering)
 
-    def _reap(self, attempt: _Attempt) -> None:
-        try:
-            _, status, usage = os.wait4(attempt.pid, 0)
-        except ChildProcessError:  # Something in this process waits for "any child": a bug, but not the task's.
-            attempt.error = error_info("ExitStatusLost", "another part of the daemon took its exit status")
-            attempt.status = -signal.SIGKILL
-        else:
-            attempt.status = os.waitstatus_to_exitcode(status)
-            attempt.cpu_s = usage.ru_utime + usage.ru_stime
-            # A process begins with the peak of the one that started it: what does not exceed ours is not its own.
-            if usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
-                attempt.memory_peak_bytes = usage.ru_maxrss * 1024
-        attempt.process.returncode = attempt.status  # Reaped here; Popen need not try.
-        self._reaper.disown(attempt.pid)
+    def _reap(self, attempts: list[_Attempt]) -> None:
+        ends = self._processes.reap([attempt.pid for attempt in attempts])
+        for attempt, end in zip(attempts, ends, strict=True):
+            if end is None:  # A bug, but not the task's.
+                attempt.error = error_info("ExitStatusLost", "another part of the daemon took its exit status")
+                attempt.status = -signal.SIGKILL
+            else:
+                attempt.status = end.status
+                attempt.cpu_s = end.cpu_s
+                attempt.memory_peak_bytes = end.memory_peak_bytes
+            self._reaper.disown(attempt.pid)
 
     def _is_gone(self, attempt: _Attempt, strays: dict[int, str]) -> bool:
         """Whether nothing that it started is left."""

@@ -227,7 +227,7 @@ class Launches:
         if process is not None:
             await _end_of(process)
             self._reaper.disown(process.pid)
-            self._reaper.kill_all()  # Had it been killed, what it ran is ours now.
+            await self._reaper.end_all()  # Had it been killed, what it ran is ours now.
 
     def _lose(self, why: str) -> None:
         error = error_info("LauncherLost", why)

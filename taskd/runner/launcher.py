@@ -14,18 +14,16 @@ import asyncio
 import contextlib
 import os
 import stat
-import subprocess
 from pathlib import Path
-from typing import Any
 
 from msgspec import field
 
 from taskd.core.effects import Begin
-from taskd.core.task import TaskSpec, decode_spec
+from taskd.core.task import decode_spec
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 from taskd.runner.base import Place
 from taskd.runner.capture import Captured, remove_tree
-from taskd.runner.cgroup import Cgroups, Group, Limits, delegated
+from taskd.runner.cgroup import Cgroups, delegated
 from taskd.runner.command import CommandKind
 from taskd.runner.launch_messages import (
     DESCRIPTORS_MAX,
@@ -41,28 +39,8 @@ from taskd.runner.launch_messages import (
 from taskd.runner.launch_stream import LaunchStream
 from taskd.runner.output import STREAM_BYTES_MAX
 from taskd.runner.reaper import Reaper
-from taskd.runner.spawn import Spawner, Surroundings, working_directory
 from taskd.runner.task_user import TaskUser
-
-STANDARD_DESCRIPTORS = 2  # stdout and stderr
-
-
-class Lent:
-    """What one process was lent: open files of the worker's, and a private directory of the launcher's."""
-
-    __slots__ = ("descriptors", "directory", "is_handler", "key", "stderr_fd", "stdout_fd")
-
-    def __init__(self, key: AttemptKey, descriptors: list[int], directory: str, is_handler: bool) -> None:
-        self.key = key
-        self.descriptors = descriptors
-        self.stdout_fd, self.stderr_fd = descriptors[:STANDARD_DESCRIPTORS]
-        self.directory = directory
-        self.is_handler = is_handler
-
-    def close_descriptors(self) -> None:
-        """The process has them now (or never will)."""
-        for descriptor in self.descriptors:
-            os.close(descriptor)
+from taskd.runner.user_spawner import STANDARD_DESCRIPTORS, Lent, UserSpawner
 
 
 class Lending:
@@ -186,81 +164,6 @@ class Lending:
         self._reaper.disown(pid)
 
 
-class UserSpawner(Spawner):
-    """Starts processes as the task user. A group is joined by the new process itself, while it still may."""
-
-    def __init__(self, null_fd: int, user: TaskUser, has_memory_rlimit: bool) -> None:
-        super().__init__(null_fd, has_memory_rlimit=has_memory_rlimit)
-        self._user = user
-        self._group: Group | None = None  # of the process that is being started
-
-    def spawn(
-        self,
-        spec: TaskSpec,
-        environment: dict[str, str],
-        capture: Surroundings,
-        group: Group | None,
-        limits: Limits | None,
-    ) -> subprocess.Popen[bytes]:
-        """See Spawner."""
-        self._group = group
-        with self._user.seeing():
-            self._check_directory(working_directory(spec, capture))
-        return super().spawn(spec, environment, capture, group, limits)
-
-    def _limited(self, argv: list[str], group: Group | None, limits: Limits) -> list[str]:
-        return argv if group is not None else super()._limited(argv, group, limits)
-
-    def _find(self, program: str, path: str) -> str | None:
-        return None  # What root finds need not be what the task user may run: the new process searches itself.
-
-    def _popen(
-        self,
-        argv: list[str],
-        executable: str | None,
-        directory: str,
-        environment: dict[str, str],
-        capture: Surroundings,
-    ) -> subprocess.Popen[bytes]:
-        assert isinstance(capture, Lent)
-        more = capture.descriptors[STANDARD_DESCRIPTORS:]
-        if capture.is_handler:
-            argv = [*argv, *map(str, more), str(os.getpid())]
-        user = self._user
-        # Without a group all is done by the interpreter's own C code, which is quicker than a function of ours.
-        identity: dict[str, Any] = (
-            {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
-            if self._group is None
-            else {"preexec_fn": self._join}
-        )
-        return subprocess.Popen(
-            argv,
-            stdin=self._null_fd,
-            stdout=capture.stdout_fd,
-            stderr=capture.stderr_fd,
-            pass_fds=more,
-            cwd=directory,
-            env=environment,
-            start_new_session=True,
-            **identity,
-        )
-
-    def _join(self) -> None:
-        """In the new process, while it still may."""
-        assert self._group is not None
-        self._group.join()
-        self._user.become()
-
-    @staticmethod
-    def _check_directory(directory: str) -> None:
-        """The new process enters it while it is root still."""
-        try:
-            os.stat(f"{directory}/.")
-        except OSError as error:
-            error.filename = directory
-            raise
-
-
 class UsersPlace(Place, frozen=True):
     """Handler processes know their attempts from their calls, not from their environment."""
 
@@ -310,7 +213,7 @@ class Session:
             reaper,
             cgroups=cgroups,
             environment={**prepare.environment, **self._user.environment()},
-            spawner=lambda null_fd: UserSpawner(null_fd, self._user, prepare.has_memory_rlimit),
+            spawner=lambda null_fd: UserSpawner(null_fd, self._user, reaper, prepare.has_memory_rlimit),
             owner_uid=self._user.uid,
         )
         leftovers = await reaper.open()

@@ -16,6 +16,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 from msgspec import Struct
@@ -26,6 +27,9 @@ HANDLER_VARIABLE = "TASKD_HANDLER_PROCESS"  # By which processes that handlers s
 LEFTOVERS_S_MAX = 5.0  # How long a start waits for killed leftovers to vanish; those stuck in the kernel may never.
 LEFTOVERS_POLL_S = 0.01
 CHILDREN_BYTES = 1 << 16
+STARTER_NAME = "taskd-starter"  # Of the process that starts others (starter.py). At most 15 bytes.
+DOUBT_LOOKS = 2  # One may come while a process becomes a program, and has neither name nor mark.
+DOUBT_POLL_S, DOUBT_S_MAX = 0.002, 1.0
 SWEEP_S = 1.0  # How long a stray that ended by itself may stay a zombie.
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +49,8 @@ class Reaper:
         """`uid` is the user that tasks run as; None: this process's own."""
         self._uid = os.geteuid() if uid is None else uid
         self._worker_mark = f"\0TASKD_WORKER={worker}\0".encode()
-        self._owned: set[int] = set()
+        self._owned: set[int] = set()  # children, all of them
+        self._fostered: set[int] = set()  # children of a child of ours, which are ours when that one ends
         self._strays: dict[int, str] = {}
         self._children_fd = -1
         self._lists_all = False
@@ -65,13 +70,15 @@ class Reaper:
         self._sweep()
         return leftovers
 
-    def own(self, pid: int) -> None:
-        """This child has an owner, who will reap it. To be told in the step that starts it."""
-        self._owned.add(pid)
+    def own(self, pid: int, *, is_child: bool = True) -> None:
+        """This process has an owner, who will see that it is reaped. To be told in the step that starts it. It is a
+        child, or becomes one when another child ends."""
+        (self._owned if is_child else self._fostered).add(pid)
 
     def disown(self, pid: int) -> None:
-        """This child was reaped by its owner."""
+        """It was reaped."""
         self._owned.discard(pid)
+        self._fostered.discard(pid)
 
     def strays(self) -> dict[int, str]:
         """The living strays: process id to the mark (base.py) of its attempt, "" where it has none. Reaps dead ones.
@@ -83,7 +90,7 @@ class Reaper:
         own_session = os.getsid(0)
         found: dict[int, str] = {}
         for pid in map(int, raw.split()):
-            if pid in self._owned or _session(pid) in (own_session, -1) or _reap(pid):
+            if pid in self._owned or pid in self._fostered or _session(pid) in (own_session, -1) or _reap(pid):
                 continue
             found[pid] = self._strays.get(pid) or _mark(pid)
         self._strays = found
@@ -95,16 +102,20 @@ class Reaper:
             if of == mark:
                 _kill(pid)
 
-    def kill_all(self) -> None:
-        """Kill every stray, traced or not."""
-        for pid in self.strays():
-            _kill(pid)
+    def end(self, mark: str) -> None:
+        """Kill all of one attempt whose start went wrong in the middle, and wait for that: what has its mark, and what
+        has not become a program yet and still is called as its starter."""
+        deadline = time.monotonic() + DOUBT_S_MAX
+        quiet = 0
+        while quiet < DOUBT_LOOKS and time.monotonic() < deadline:
+            found = [pid for pid, of in self.strays().items() if of == mark or _name(pid) == STARTER_NAME]
+            for pid in found:
+                _kill(pid)
+            quiet = 0 if found else quiet + 1
+            time.sleep(DOUBT_POLL_S)
 
-    async def close(self) -> None:
-        """Kill every stray, traced or not, and be no sub-reaper any more."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+    async def end_all(self) -> None:
+        """Kill every stray, traced or not, until none is left."""
         for _ in range(round(LEFTOVERS_S_MAX / LEFTOVERS_POLL_S)):
             strays = self.strays()
             if not strays:
@@ -112,6 +123,13 @@ class Reaper:
             for pid in strays:
                 _kill(pid)
             await asyncio.sleep(LEFTOVERS_POLL_S)
+
+    async def close(self) -> None:
+        """Kill every stray, traced or not, and be no sub-reaper any more."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        await self.end_all()
         if not self._was_subreaper:
             _set_subreaper(False)
         if self._children_fd >= 0:
@@ -194,6 +212,15 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return -1
+
+
+def _name(pid: int) -> str:
+    """Empty where it has ended."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def _environment(pid: int) -> bytes:

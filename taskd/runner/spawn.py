@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import time
 from typing import Protocol
+
+from msgspec import Struct
 
 from taskd.core.task import ErrorInfo, TaskSpec
 from taskd.runner.base import error_info
@@ -17,6 +20,30 @@ from taskd.runner.limits import with_memory_limit
 SHELL = "/bin/sh"
 REMEMBERED_S = 1.0  # A program newly installed in a directory further ahead in PATH is found after this time.
 REMEMBERED_MAX = 1000
+
+
+class StartUnknown(Exception):
+    """Who was to start a process is gone; whether it began, nobody knows."""
+
+
+class End(Struct, array_like=True, frozen=True):
+    """How a process ended."""
+
+    status: int  # its exit code, or minus its signal
+    cpu_s: float
+    memory_peak_bytes: int  # 0 where it is not known
+
+
+def reap(pid: int) -> End | None:
+    """Wait for a child; None where its end is lost: something in this process waits for "any child"."""
+    try:
+        _, status, usage = os.wait4(pid, 0)
+    except ChildProcessError:
+        return None
+    # A process begins with the peak of the one that started it: what does not exceed ours is not its own.
+    is_its_own = usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return End(os.waitstatus_to_exitcode(status), cpu_s, usage.ru_maxrss * 1024 if is_its_own else 0)
 
 
 class Surroundings(Protocol):
@@ -47,9 +74,9 @@ class Spawner:
         capture: Surroundings,
         group: Group | None,
         limits: Limits | None,
-    ) -> subprocess.Popen[bytes]:
-        """Start a task's process in a session of its own, in its group or else with its limits. Raises OSError,
-        ValueError, SubprocessError: see `spawn_error`."""
+    ) -> int:
+        """Start a task's process in a session of its own, in its group or else with its limits; its id. Raises
+        OSError, ValueError, SubprocessError: see `spawn_error`; and StartUnknown."""
         argv = [SHELL, "-c", spec.shell] if spec.shell else list(spec.argv)
         if not argv or not argv[0]:
             raise ValueError("there is nothing to run: the task has neither argv nor shell")
@@ -68,6 +95,17 @@ class Spawner:
         # It was moved a moment ago: this time by a search of its own.
         return self._popen(argv, None, directory, environment, capture)
 
+    def is_child(self, pid: int) -> bool:
+        """Whether a process that was started here is a child of this one."""
+        return True
+
+    def reap(self, pids: list[int]) -> list[End | None]:
+        """How these processes ended; waits for those that have not. See `reap`."""
+        return [reap(pid) for pid in pids]
+
+    def close(self) -> None:
+        """No more is started."""
+
     def _limited(self, argv: list[str], group: Group | None, limits: Limits) -> list[str]:
         """The command that sets the limits before it becomes the task."""
         if group is not None:
@@ -83,8 +121,8 @@ class Spawner:
         directory: str,
         environment: dict[str, str],
         capture: Surroundings,
-    ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    ) -> int:
+        process = subprocess.Popen(
             argv,
             executable=executable,
             stdin=self._null_fd,
@@ -94,6 +132,12 @@ class Spawner:
             env=environment,
             start_new_session=True,
         )
+        return self._let_go(process)
+
+    @staticmethod
+    def _let_go(process: subprocess.Popen[bytes]) -> int:
+        process.returncode = 0  # It is reaped by `reap`; Popen must not try.
+        return process.pid
 
     def _find(self, program: str, path: str) -> str | None:
         """Where a program is that is named without a directory; None where it has to be searched for."""
