@@ -72,7 +72,8 @@ class Reaper:
 
     def own(self, pid: int, *, is_child: bool = True) -> None:
         """This process has an owner, who will see that it is reaped. To be told in the step that starts it. It is a
-        child, or becomes one when another child ends."""
+        child, or becomes one when another child ends: then it is to be told of again."""
+        self.disown(pid)
         (self._owned if is_child else self._fostered).add(pid)
 
     def disown(self, pid: int) -> None:

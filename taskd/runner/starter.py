@@ -30,6 +30,7 @@ from taskd.runner.spawn import End, StartUnknown, reap
 from taskd.runner.task_user import TaskUser
 
 LIFE_S = 5.0
+IDLE_S = 0.1  # Nobody is the task user on a machine that runs nothing as that; a new starter takes 3 ms.
 STARTS_MAX = 2000
 LOOK_S = 0.1  # Between two looks at a starter that does not answer: a stopped one never will.
 ANSWER_S_MAX = 10.0  # A program may be on a slow network disk. The launcher does nothing else meanwhile.
@@ -88,6 +89,7 @@ class Starter:
         self.children: set[int] = set()  # not reaped yet
         self._starts_left = STARTS_MAX
         self._ends_at = time.monotonic() + LIFE_S
+        self._asked_at = time.monotonic()
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(LOOK_S)
         launcher = os.getpid()
@@ -101,14 +103,16 @@ class Starter:
             _be_starter(theirs, null_fd, user, oom_score, launcher)
         theirs.close()
 
-    def is_old(self) -> bool:
-        """Whether another one is to take its place."""
-        return self._starts_left <= 0 or time.monotonic() >= self._ends_at
+    def is_due(self) -> bool:
+        """Whether it is to end: it has been there for long, or idle for a moment, or it is stopped or dead."""
+        now = time.monotonic()
+        return self._starts_left <= 0 or now >= min(self._ends_at, self._asked_at + IDLE_S) or self._trouble() != ""
 
     def start(self, argv: list[str], directory: str, environment: dict[str, str], descriptors: Sequence[int]) -> int:
         """Start a process in a session of its own; its id. Raises OSError and ValueError as `subprocess` does, and
         StartUnknown when the starter is lost."""
         self._starts_left -= 1
+        self._asked_at = time.monotonic()
         answer = self._ask(_Start(argv, directory, environment), descriptors)
         if isinstance(answer, _Failed):
             if answer.errno:
@@ -161,11 +165,16 @@ class Starter:
                     return answer
 
     def _require_life(self, deadline: float) -> None:
-        seen = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-        if seen is not None:
-            raise StartUnknown("it was stopped" if seen.si_code == os.CLD_STOPPED else "it was killed")
+        if trouble := self._trouble():
+            raise StartUnknown(trouble)
         if time.monotonic() >= deadline:
             raise StartUnknown(f"it has not answered for {ANSWER_S_MAX:g} s")
+
+    def _trouble(self) -> str:
+        seen = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        if seen is None:
+            return ""
+        return "it was stopped" if seen.si_code == os.CLD_STOPPED else "it was killed"
 
 
 # -- In the starter ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ which must be the launcher's own children. It is also what is left for a while w
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -18,7 +19,7 @@ from taskd.runner.cgroup import Group, Limits
 from taskd.runner.limits import oom_score_of_tasks
 from taskd.runner.reaper import Reaper
 from taskd.runner.spawn import End, Spawner, StartUnknown, Surroundings, reap, working_directory
-from taskd.runner.starter import Starter
+from taskd.runner.starter import IDLE_S, Starter
 from taskd.runner.task_user import TaskUser
 
 STANDARD_DESCRIPTORS = 2  # stdout and stderr
@@ -55,6 +56,7 @@ class UserSpawner(Spawner):
         self._oom_score = oom_score_of_tasks()
         self._group: Group | None = None  # of the process that is being started
         self._starter: Starter | None = None
+        self._timer: asyncio.TimerHandle | None = None  # to look whether the starter is to end
         self._rests_until = 0.0  # monotonic
 
     def spawn(
@@ -80,10 +82,11 @@ class UserSpawner(Spawner):
 
     def reap(self, pids: list[int]) -> list[End | None]:
         """See Spawner."""
+        self._end_starter_when_due()
         ends: dict[int, End | None] = {}
-        if self._starter is not None and (lent := [pid for pid in pids if pid in self._starter.children]):
+        if self._starter is not None and (fostered := [pid for pid in pids if pid in self._starter.children]):
             try:
-                ends = dict(zip(lent, self._starter.reap(lent), strict=True))
+                ends = dict(zip(fostered, self._starter.reap(fostered), strict=True))
             except StartUnknown as error:
                 self._lose_starter(error)
         return [ends[pid] if pid in ends else reap(pid) for pid in pids]
@@ -94,16 +97,32 @@ class UserSpawner(Spawner):
             self._end_starter(self._starter)
 
     def _prepare_starter(self, *, is_wanted: bool) -> None:
-        if self._starter is not None and self._starter.is_old():
-            self._end_starter(self._starter)
+        self._end_starter_when_due()
         if self._starter is None and is_wanted and time.monotonic() >= self._rests_until:
             self._starter = Starter(self._user, self._null_fd, self._oom_score)
             self._reaper.own(self._starter.pid)
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._look)
+
+    def _look(self) -> None:
+        self._end_starter_when_due()
+        if self._starter is not None:
+            self._look_later()
+
+    def _end_starter_when_due(self) -> None:
+        if self._starter is not None and self._starter.is_due():
+            self._end_starter(self._starter)
 
     def _end_starter(self, starter: Starter) -> None:
         self._starter = None
+        if self._timer is not None:
+            self._timer.cancel()
         starter.end()
         self._reaper.disown(starter.pid)
+        for pid in starter.children:
+            self._reaper.own(pid)
 
     def _lose_starter(self, error: StartUnknown) -> None:
         assert self._starter is not None
