@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from struct import Struct as Layout
 
 import msgspec
@@ -68,56 +68,61 @@ def due_of(entry: bytes) -> tuple[float, bytes]:
     return _TIME.unpack_from(entry)[0], entry[8:]
 
 
+Parts = tuple[bytes, int, int, str, str, float, bytes, bytes]  # id, state, priority, queue, type, submitted_s, ...
+
+
 class Sorter:
     """Puts unfinished tasks where they belong."""
 
     def __init__(self) -> None:
+        self.count = 0  # of the tasks looked at
+        self.last_id = b""
         self._ready: dict[tuple[object, ...], tuple[bytes, str, bytearray]] = {}
         self._delayed: dict[tuple[int, str], bytearray] = {}
         self._deadlines = bytearray()
 
-    def takes(
-        self,
-        task_id: bytes,
-        state: int,
-        priority: int,
-        queue: str,
-        type: str,
-        submitted_s: float,
-        spec: bytes,
-        record: bytes,
-    ) -> bool:
-        """One more task, in the order of their ids; False for one that is needed whole. Raises msgspec.DecodeError
-        where it is damaged. A million take about a second."""
-        if state == _QUEUED:
-            if record[1:3] == _UNTOUCHED:
-                may_have_begun = False
-            else:
-                known = decode_record(record)
-                if known.cancel_wanted:
-                    return False
-                may_have_begun = known.may_have_begun
-            key: tuple[object, ...] = (type, priority, queue)
-            if b"constraints" in spec or b"resources" in spec or b"deadline_s" in spec:
-                shape = _decode_shape(spec)
-                key = (*key, shape.constraints, *shape.resources.items())
-                if shape.deadline_s and not may_have_begun:
-                    self._deadlines += entry_of(shape.deadline_s, task_id)
-            group = self._ready.get(key)
-            if group is None:
-                group = self._ready[key] = (spec, queue, bytearray())
-            group[2].extend(_pack_time(submitted_s) + task_id)
-            return True
-        if state not in _DELAYED:
+    def sift(self, tasks: Iterable[Parts]) -> Iterator[Parts]:
+        """Take these tasks, which come in the order of their ids, and give out again those that are needed whole.
+        Raises msgspec.DecodeError where one is damaged. A million take 0.7 s, which is most of a restart."""
+        ready = self._ready
+        count, task_id = 0, b""
+        for parts in tasks:
+            task_id, state, priority, queue, type, submitted_s, spec, record = parts
+            count += 1
+            if (
+                state == _QUEUED
+                and record[1:3] == _UNTOUCHED
+                and spec.find(b"constraints") < 0  # Twice as quick as `in`.
+                and spec.find(b"resources") < 0
+                and spec.find(b"deadline_s") < 0
+            ):
+                group = ready.get((type, priority, queue))
+                if group is None:
+                    group = ready[type, priority, queue] = (spec, queue, bytearray())
+                group[2].extend(_pack_time(submitted_s) + task_id)
+            elif not self._takes(parts):
+                yield parts
+        self.count += count
+        self.last_id = task_id
+
+    def _takes(self, parts: Parts) -> bool:
+        """One task about which there is more to know; whether it is not needed whole."""
+        task_id, state, priority, queue, type, submitted_s, spec, record = parts
+        if state != _QUEUED and state not in _DELAYED:
             return False
         known = decode_record(record)
         if known.cancel_wanted:
             return False
-        self._delayed.setdefault((state, queue), bytearray()).extend(entry_of(known.due_s, task_id))
-        if b"deadline_s" in spec and not known.may_have_begun:
-            deadline_s = _decode_shape(spec).deadline_s
-            if deadline_s:
-                self._deadlines += entry_of(deadline_s, task_id)
+        shape = _decode_shape(spec)
+        if shape.deadline_s and not known.may_have_begun:
+            self._deadlines += entry_of(shape.deadline_s, task_id)
+        if state in _DELAYED:
+            self._delayed.setdefault((state, queue), bytearray()).extend(entry_of(known.due_s, task_id))
+            return True
+        key: tuple[object, ...] = (type, priority, queue)
+        if shape.constraints or shape.resources:
+            key = (*key, shape.constraints, *shape.resources.items())
+        self._ready.setdefault(key, (spec, queue, bytearray()))[2].extend(entry_of(submitted_s, task_id))
         return True
 
     def backlog(self, whole: list[TaskRow]) -> Backlog:
@@ -130,8 +135,10 @@ class Sorter:
 def sort_out(rows: Iterable[TaskRow]) -> Backlog:
     """Unfinished tasks as a Backlog. Raises msgspec.DecodeError where one is damaged."""
     sorter = Sorter()
-    return sorter.backlog([row for row in rows if not sorter.takes(*_parts(row))])
+    rows = list(rows)
+    whole = {parts[0] for parts in sorter.sift(map(_parts, rows))}
+    return sorter.backlog([row for row in rows if row.id in whole])
 
 
-def _parts(row: TaskRow) -> tuple[bytes, int, int, str, str, float, bytes, bytes]:
+def _parts(row: TaskRow) -> Parts:
     return row.id, row.state, row.priority, row.queue, row.type, row.submitted_s, row.spec, row.record

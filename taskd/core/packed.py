@@ -6,6 +6,8 @@ For what is known of millions of tasks that are on the disk alone: a dict of ids
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import islice
+from operator import lt
 
 CHUNK_ENTRIES = 1024  # Inserting in the middle moves at most twice as many.
 
@@ -57,8 +59,21 @@ class PackedSet:
 
     def extend(self, entries: bytes) -> None:
         """Put many in, one after the other; quick where they ascend and come after all that are there."""
-        for start in range(0, len(entries), self._width):
-            self.add(entries[start : start + self._width])
+        width, chunks = self._width, self._chunks
+        each = [entries[start : start + width] for start in range(0, len(entries), width)]
+        if not all(map(lt, each, islice(each, 1, None))) or (each and chunks and each[0] <= chunks[-1][-width:]):
+            for entry in each:
+                self.add(entry)
+            return
+        start = 0
+        while start < len(entries):
+            if not chunks or len(chunks[-1]) >= self._chunk_bytes:
+                chunks.append(bytearray())
+                self._firsts.append(entries[start : start + width])
+            end = start + self._chunk_bytes - len(chunks[-1])
+            chunks[-1] += entries[start:end]
+            start = end
+        self._count += len(each)
 
     def discard(self, entry: bytes) -> bool:
         """Take an entry out; whether it was there."""

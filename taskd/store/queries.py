@@ -206,21 +206,17 @@ def backlog(connection: apsw.Connection, after: bytes) -> tuple[Backlog, bytes]:
     """One slice of the unfinished tasks; and `after` of the next slice, empty when there is none. Also raises
     msgspec.DecodeError where the database is damaged."""
     sorter = Sorter()
-    takes = sorter.takes
-    count = size_bytes = 0
-    task_id = end = b""
+    size_bytes = 0
+    end = b""
     whole: list[bytes] = []
-    for row in connection.execute(_BACKLOG, (after, UNFINISHED_ROWS)):
-        count += 1
-        task_id = row[0]
-        if not takes(*row):
-            whole.append(task_id)
-            size_bytes += len(row[-2]) + len(row[-1])
-            if size_bytes > SLICE_BYTES:
-                end = task_id
-                break
+    for parts in sorter.sift(connection.execute(_BACKLOG, (after, UNFINISHED_ROWS))):
+        whole.append(parts[0])
+        size_bytes += len(parts[-2]) + len(parts[-1])
+        if size_bytes > SLICE_BYTES:
+            end = parts[0]
+            break
     found = sorter.backlog(get(connection, whole))
-    return found, end or (task_id if count == UNFINISHED_ROWS else b"")
+    return found, end or (sorter.last_id if sorter.count == UNFINISHED_ROWS else b"")
 
 
 def lacking(connection: apsw.Connection, seen: Sequence[Dot], after: bytes) -> tuple[list[TaskRow], bytes]:

@@ -12,7 +12,7 @@ from taskd.core.packed import PackedSet
 
 numbers = st.integers(0, 60)
 operations = st.lists(
-    st.tuples(st.sampled_from(("add", "discard", "take", "peek", "below", "in")), numbers), max_size=80
+    st.tuples(st.sampled_from(("add", "extend", "discard", "take", "peek", "below", "in")), numbers), max_size=80
 )
 
 
@@ -37,6 +37,10 @@ def test_it_is_a_sorted_set(steps: list[tuple[str, int]], chunk: int) -> None:
                 made.add(one)
                 if not is_there:
                     model.insert(at, one)
+            case "extend":  # Ascending ones, and where the last two are the same, not.
+                many = [entry(number), entry(number + 1), entry(number + 3), entry(number + 3 - number % 2)]
+                made.extend(b"".join(many))
+                model = sorted({*model, *many})
             case "discard":
                 assert made.discard(one) == is_there
                 if is_there:
