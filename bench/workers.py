@@ -24,7 +24,8 @@ from taskd.daemon.hub import Hub
 from taskd.daemon.shell import Shell
 from taskd.net.mesh import Mesh
 from taskd.net.security import Key, load_key
-from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted, NodeInfo, Offer
+from taskd.protocol.messages import AttemptEnded, AttemptKey, NodeInfo, Offer
+from taskd.runner.base import Progress
 
 FIRST_ID = 1 << 40
 DIALS_AT_ONCE = 16  # A TLS handshake costs both ends a millisecond or two.
@@ -47,19 +48,22 @@ class Sleeper:
         self._shell = shell
         self._task_s = task_s
         self._loop = asyncio.get_running_loop()
+        self._progress = Progress(shell.progressed)
 
     def start(self, begins: list[fx.Begin]) -> None:
         """Begin attempts."""
         now_s = self._shell.utc()
         if self._task_s:
-            self._shell.progressed([AttemptStarted(begin.key, now_s) for begin in begins], [])
+            for begin in begins:
+                self._progress.began(begin.key, now_s)
             self._loop.call_later(self._task_s, self._end, begins, now_s)
         else:
             self._loop.call_soon(self._end, begins, now_s)
 
     def _end(self, begins: list[fx.Begin], started_s: float) -> None:
         now_s = self._shell.utc()
-        self._shell.progressed([], [AttemptEnded(it.key, Outcome.OK, started_s, now_s, b"") for it in begins])
+        for begin in begins:
+            self._progress.ended(AttemptEnded(begin.key, Outcome.OK, started_s, now_s, b""))
 
     def terminate(self, key: AttemptKey) -> None:
         """It ends soon anyway."""
