@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+# They wait for daemons and disks a third of their time.
+TESTS_AT_ONCE ?= $(shell expr $(JOBS) \* 3 / 2)
 SEED ?= 0
 SEEDS ?= 100
 N ?= 50000
@@ -20,14 +22,14 @@ help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=$(PYTHON)  which Python makes the virtual environment $(VENV)"
-	@echo "JOBS=$(JOBS)  how many tests run at once    ARGS=…  more arguments for pytest, the demo or the benchmarks"
+	@echo "JOBS=$(JOBS)  how many processors tests may use    ARGS=…  more arguments for pytest, the demo or the benchmarks"
 	@echo "SEED=$(SEED), SEEDS=$(SEEDS)  which simulated clusters    N=$(N)  how many hostile frames"
 
 demo: $(VENV)/.runs ## Two schedulers and three workers find each other and do real work; a worker and the leader are killed
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: check ## Everything: lint, types, layers, units, real daemons, a LAN of network namespaces where permitted
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -r s $(ARGS)
+	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist loadfile -r s $(ARGS)
 
 test-guest: $(VENV)/.develops ## Limits of tasks in a real cgroup v2: a guest of QEMU's, in a minute or two; skipped where there is none
 	@$(BIN)/python -m tests.guest; code=$$?; [ $$code = 77 ] || exit $$code
