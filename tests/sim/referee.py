@@ -7,6 +7,7 @@ The numbers are those of the list of invariants in docs/protocol.md. What holds 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from taskd.core import effects as fx
@@ -159,7 +160,14 @@ class Referee:
         """A scheduler wants something written: its decisions are known from here on, others may hear of them first."""
         term = commit.term
         sight, now = self.sight(host), self.world.engine.now
-        if term is not None and term.node_id == host.node_id and term.boot == host.boot and term not in self.reigns:
+        # A claim that was dropped before it was written leaves its term, so that the number is not used again.
+        is_claim = any(dot.term == term for dot in commit.seen)
+        if (
+            is_claim
+            and term is not None
+            and term not in self.reigns
+            and (term.node_id, term.boot) == (host.node_id, host.boot)
+        ):
             # While another commit was on its way, whoever decided to claim may not have heard yet of what came since.
             has_waited = now - sight.written_at < COMMITTED_S
             self._begin_reign(host, term, decided_after=sight.asked_at if has_waited else now)
@@ -297,7 +305,7 @@ class Referee:
                     raise Violation("8", f"{task_id.hex()[-4:]} vanishes at {host.name}, and nobody purged it")
                 gone[task_id] = greatest_seen
             elif old is None:
-                self._check_new(host, new, own_dot)
+                self._check_new(host, new, own_dot, greatest_seen)
             elif new is not old:
                 # What a standby took before it had caught up is not in its history yet: a newer row may overtake it.
                 is_in_history = covers(greatest_seen, old.dot)
@@ -319,17 +327,18 @@ class Referee:
         if dot is not None and greatest is not None and greatest.rank() > dot.term.rank():
             raise Violation("4", f"{host.name} decides under {dot.term}, and has seen {greatest}")
 
-    def _check_new(self, host: Host, row: TaskRow, own_dot: Dot | None) -> None:
+    def _check_new(self, host: Host, row: TaskRow, own_dot: Dot | None, greatest_seen: Mapping[Term, int]) -> None:
         accepted = record_of(row.record).accepted
         if accepted is None:
             raise Violation("8", f"{row.id.hex()[-4:]} does not say which commit took it")
         seen = self.gone.get(host.database, {}).get(row.id)
         if accepted == own_dot or seen is None:
             return
-        # What another leader has changed without knowing of the purge comes back to those that follow it.
+        # What another leader has changed or accepted, without knowing of the purge, comes back to those that follow it;
+        # and to a leader where that did not know of the acceptance by which it would tell that there was a purge.
         term = host.database.term
         is_leading = term is not None and term.node_id == host.node_id
-        if is_leading or covers(seen, row.dot):
+        if covers(seen, row.dot) or (is_leading and covers(greatest_seen, accepted)):
             raise Violation("8", f"{row.id.hex()[-4:]} was purged at {host.name} and returns")
 
     def _check_seen(self, host: Host, dot: Dot, before: int, own_dot: Dot | None) -> None:
