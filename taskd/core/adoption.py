@@ -64,10 +64,11 @@ class Adoption:
         now_s = self._utc(now)
         if mine is not None:
             self._ledger.warm(mine)
-        self._released(row.id)
+        before = self._released(row.id)
+        given = before.key if before is not None else None
         task = self._ledger.adopt(row, is_new=mine is None, now_s=now_s)
         if task.key is not None:
-            self._give(task, task.key, now_s)
+            self._give(task, task.key, now_s, is_ours=task.key == given)
 
     def drop(self, row: TaskRow) -> None:
         """Another scheduler has purged a task after all that we know of it: nothing is to be done for it any more."""
@@ -83,11 +84,12 @@ class Adoption:
             self._roster.known(task.record.attempts[-1].worker).release(task)
         return task
 
-    def _give(self, task: Task, key: AttemptKey, now_s: float) -> None:
+    def _give(self, task: Task, key: AttemptKey, now_s: float, *, is_ours: bool) -> None:
+        """Count an attempt as given to its worker. `is_ours`: so it was before, and may be on its way there only now."""
         worker = self._roster.known(task.record.attempts[-1].worker)
         assert task.shape is not None
         worker.give(task, task.shape)
-        if worker.is_here and key not in worker.foreign:
+        if worker.is_here and key not in worker.foreign and not is_ours:
             # It has told us everything that it holds.
             worker.release(task)
             self._ledger.lose(task, "its worker no longer has it", "worker_forgot", now_s)

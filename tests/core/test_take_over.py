@@ -482,3 +482,29 @@ def test_a_scheduler_that_is_a_worker_too_is_remembered_as_both_whatever_is_done
     scheduler = world.hosts[2].node.scheduler
     assert scheduler is not None
     assert [other.node_id for other in scheduler.away(world.now)] == [1]
+
+
+def test_what_is_being_handed_out_is_not_lost_when_histories_meet(world: World) -> None:
+    cluster(world, workers=0)
+    (task,) = submit(world, 1, on_lost="fail")
+    world.cut(1, 2)
+    world.add(11, "worker")
+    world.cut(2, 11)
+    world.run(8.0)
+    assert leaders(world) == [1, 2]
+    assert world.where(task) == [11]
+    world.holds_commits = True
+    world.connect(1, 2)
+    world.add(12, "worker")
+    assert task in [row.id for row in world.hosts[2].held_commits[-1].updated]
+    while world.hosts[1].held_commits:  # It steps down, and tells what it has.
+        world.commit(1)
+        world.settle()
+    world.holds_commits = False
+    while world.hosts[2].held_commits:
+        world.commit(2)
+        world.settle()
+    world.run(1.0)
+    assert leaders(world) == [2]
+    assert states(world, 2, [task]) == [TaskState.RUNNING]
+    assert world.where(task) == [11, 12]
