@@ -85,7 +85,7 @@ class Adoption:
         return task
 
     def _give(self, task: Task, key: AttemptKey, now_s: float, *, is_ours: bool) -> None:
-        """Count an attempt as given to its worker. `is_ours`: so it was before, and may be on its way there only now."""
+        """Count an attempt as given to its worker. `is_ours`: so it was before, and may be only on its way there."""
         worker = self._roster.known(task.record.attempts[-1].worker)
         assert task.shape is not None
         worker.give(task, task.shape)
