@@ -160,7 +160,8 @@ def clock_jump(world: World, random: Random) -> bool:
     """Somebody sets a clock."""
     host = random.choice(world.members)
     jump_s = random.choice((-5.0, -0.5, 0.5, 5.0, 30.0))
-    world.clock_error_s = max(world.clock_error_s, abs(host.skew_s + jump_s))
+    # A jump of less than the skew leaves a small one, and what was timed before it is off by the whole jump.
+    world.clock_error_s = max(world.clock_error_s, abs(host.skew_s + jump_s), abs(jump_s))
     host.set_clock(host.skew_s + jump_s)
     return True
 
