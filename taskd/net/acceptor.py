@@ -17,9 +17,9 @@ from taskd.net.connection import monotonic, plain_host
 from taskd.net.gate import Bucket
 
 BACKLOG = 1024
-ACCEPTS_A_TURN = 64
+ACCEPTS_A_TURN = 8  # Few: whoever submits meanwhile waits for a turn, and passes through several.
 ACCEPTS_PER_S, ACCEPTS_BURST = 4000.0, 400.0  # Some 20 µs each where the gate refuses them.
-PAUSE_S = 0.02  # Until the next ones are accepted, when that was used up.
+PAUSE_S = 0.005  # Until the next ones are accepted, when that was used up.
 TROUBLE_PAUSE_S = 0.5  # When this process may open no more files, or has no memory.
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets, so that nothing of it stays in the kernel.
 _TROUBLES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
