@@ -1,8 +1,8 @@
 """`make bench-depth`: what a long queue costs: memory, the rate at which it is worked off, and the time of a restart.
 
 One scheduler with its defaults, fsync and TLS on. For each depth so many no-op tasks are queued while no worker is
-there; then the scheduler's memory is read, it is killed and started again, and two workers come and work a part of
-the queue off.
+there; then the scheduler's memory is read, it is killed and started again, and two workers come and work while a
+client keeps the queue as long as it was.
 Prints a table, writes the figures as JSON, and, with matplotlib installed, a plot.
 """
 
@@ -21,14 +21,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.ceilings import median
 from bench.client import Client, batch_of
-from bench.run import HANDLERS
+from bench.run import HANDLERS, NOOP
 from tests.integration.cluster import LOOPBACK, Cluster, Daemon, eventually, free_port
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
 BATCH = 2000
-WORKED_OFF = 20_000  # Tasks of a queue whose rate is measured, after as many that warm everything up.
-WARM = 5_000
+WARM_S = 1.5
+WORKED_S = 5.0
+POLL_S = 0.005
+ROUNDS = 3
 DEPTHS = (10_000, 100_000, 1_000_000)
 TIMEOUT_S = 600.0
 console = Console(file=sys.stdout)
@@ -59,7 +62,7 @@ def leads(head: Daemon) -> bool:
 def fill(head: Daemon, count: int) -> float:
     """Queue so many tasks; returns how many a second."""
     client = Client(head.socket)
-    body = batch_of({"type": "noop", "params": {}}, BATCH)
+    body = batch_of(NOOP, BATCH)
     begun = time.perf_counter()
     for _ in range(count // BATCH):
         client.post("/v1/tasks", body)
@@ -67,10 +70,23 @@ def fill(head: Daemon, count: int) -> float:
     return count / (time.perf_counter() - begun)
 
 
-def drop_to(head: Daemon, count: int) -> float:
-    """When so many are left."""
-    eventually(lambda: unfinished(head) <= count, TIMEOUT_S)
-    return time.perf_counter()
+def worked_off_per_s(head: Daemon, depth: int, seconds: float) -> float:
+    """Tasks per second that end while others keep coming, so that the queue stays as long."""
+    client = Client(head.socket)
+    body = batch_of(NOOP, BATCH)
+    coming = 0
+    before = left = unfinished(head)
+    begun = time.perf_counter()
+    while time.perf_counter() < begun + seconds:
+        if left + BATCH <= depth:
+            client.post("/v1/tasks", body)
+            coming += BATCH
+        else:
+            time.sleep(POLL_S)
+        left = unfinished(head)
+    took_s = time.perf_counter() - begun
+    client.close()
+    return (before + coming - left) / took_s
 
 
 def measure(directory: Path, depth: int) -> Figures:
@@ -100,20 +116,15 @@ def _measure(made: Cluster, depth: int) -> Figures:
     assert unfinished(head) == depth
     for number in (2, 3):
         made.add(f"worker{number}", "worker", "--join", f"127.0.0.1:{port}").start(wait=False)
-    # A short queue is worked off to its end, a long one for as long as it stays one.
-    warm = min(WARM, depth // 4)
-    worked_off = min(WORKED_OFF, depth // 2)
-    begun = drop_to(head, depth - warm)
-    left_at_begin = unfinished(head)
-    ended = drop_to(head, left_at_begin - worked_off)
-    left_at_end = unfinished(head)
+    made.wait_for_workers(2)
+    worked_off_per_s(head, depth, WARM_S)
     return {
         "submissions /s": rate,
         "RSS MiB, queued": full / 2**20,
         "RSS MiB, after a restart": restarted / 2**20,
         "bytes per queued task": (full - empty) / depth,
         "restart to leading s": restart_s,
-        "worked off /s": (left_at_begin - left_at_end) / (time.perf_counter() - begun) if ended else 0.0,
+        "worked off /s": worked_off_per_s(head, depth, WORKED_S),
         "RSS MiB, working": rss_bytes(head) / 2**20,
     }
 
@@ -137,6 +148,7 @@ def plot(figures: dict[int, Figures], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="*", default=DEPTHS, help=f"tasks queued (default {DEPTHS})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each, for the median (default {ROUNDS})")
     parser.add_argument("--json", type=Path, default=RESULTS, help=f"the file for the figures (default {RESULTS})")
     parser.add_argument("--plot", type=Path, help="a file for a plot: PNG or SVG; needs matplotlib")
     parser.add_argument("--directory", type=Path, help="where the daemons keep their state (default: a temporary one)")
@@ -144,14 +156,16 @@ def main() -> None:
     figures: dict[int, Figures] = {}
     for depth in options.depths:
         with tempfile.TemporaryDirectory(prefix="taskd-bench-", dir=options.directory) as directory:
-            figures[depth] = measure(Path(directory), depth)
-        console.print(f"{depth:,}: {figures[depth]}", style="dim")
+            rounds = [measure(Path(directory) / str(number), depth) for number in range(options.rounds)]
+        figures[depth] = {name: median([found[name] for found in rounds]) for name in rounds[0]}
+        print(f"{depth:,} queued: {figures[depth]['worked off /s']:,.0f} /s", file=sys.stderr)
     table = Table(title=f"Long queues on {os.cpu_count()} CPUs, Python {platform.python_version()}")
-    table.add_column("queued", justify="right")
+    table.add_column("queued")
+    for depth in figures:
+        table.add_column(f"{depth:,}", justify="right")
     for name in next(iter(figures.values())):
-        table.add_column(name, justify="right")
-    for depth, found in figures.items():
-        table.add_row(f"{depth:,}", *(f"{value:,.0f}" if value >= 100 else f"{value:,.2f}" for value in found.values()))
+        values = (found[name] for found in figures.values())
+        table.add_row(name, *(f"{value:,.0f}" if value >= 100 else f"{value:,.2f}" for value in values))
     console.print(table)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -64,6 +64,7 @@ class Sleeper:
         now_s = self._shell.utc()
         for begin in begins:
             self._progress.ended(AttemptEnded(begin.key, Outcome.OK, started_s, now_s, b""))
+        self._progress.flush()
 
     def terminate(self, key: AttemptKey) -> None:
         """It ends soon anyway."""
@@ -112,7 +113,7 @@ async def run(arguments: argparse.Namespace) -> None:
             await work(key, number, arguments.join, arguments.slots, arguments.task_s, running)
 
     async with asyncio.TaskGroup() as group:
-        for number in range(arguments.count):
+        for number in range(arguments.first, arguments.first + arguments.count):
             group.create_task(enter(number))
     await asyncio.Event().wait()
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--key", type=Path, required=True, help="the cluster's key file")
     parser.add_argument("--join", required=True, help="HOST:PORT of the scheduler")
     parser.add_argument("--count", type=int, default=10, help="how many workers")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first one")
     parser.add_argument("--slots", type=int, default=1, help="of each")
     parser.add_argument("--task-s", type=float, default=0.0, help="how long each task takes")
     uvloop.run(run(parser.parse_args()))
