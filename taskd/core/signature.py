@@ -67,7 +67,8 @@ def wrong_params(error: Exception, names: tuple[str, ...] | None = None) -> str:
     if isinstance(error, RecursionError):
         return "params: nested too deeply"
     if not isinstance(error, msgspec.ValidationError):  # No JSON at all.
-        return f"params: {error}"
+        # Versions of msgspec say this in different words, not all of them for people.
+        return "params: no valid UTF-8" if "utf-8" in str(error).lower() else f"params: {error}"
     found = _PLACE.fullmatch(str(error))
     what, place = (found[1], found[2] or "") if found is not None else (str(error), "")
     if missing := _MISSING.fullmatch(what):

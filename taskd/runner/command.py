@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from taskd.core.effects import Begin
 from taskd.core.task import ErrorInfo, Outcome, Report, TaskSpec
-from taskd.protocol.messages import AttemptKey
+from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 from taskd.runner.base import (
     OnProgress,
     Place,
@@ -40,7 +40,7 @@ from taskd.runner.base import (
 )
 from taskd.runner.capture import Captured
 from taskd.runner.cgroup import Cgroups, Group, Limits
-from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_for_oom
+from taskd.runner.limits import OomCounter, oom_score_of_tasks, prefer_family_for_oom
 from taskd.runner.reaper import Reaper
 from taskd.runner.spawn import Spawner, StartUnknown, spawn_error, working_directory
 
@@ -110,7 +110,8 @@ class CommandKind:
         """`environment` is what every process gets, by default what is inherited; `spawner` makes their starter from a
         descriptor of /dev/null; `owner_uid` is whose files in private directories are believed, None for anybody's."""
         self._place = place
-        self._progress = Progress(on_progress)
+        self._progress = Progress(self._tell)
+        self._on_progress = on_progress
         self._output = output
         self._reaper = reaper
         self._cgroups = cgroups
@@ -246,7 +247,6 @@ class CommandKind:
         self._reaper.own(attempt.pid, is_child=self._processes.is_child(attempt.pid))
         self._by_pidfd[pidfd] = attempt
         self._epoll.register(pidfd, select.EPOLLIN)
-        prefer_for_oom(attempt.pid, self._oom_score)
 
     def _forget_waiting(self, key: AttemptKey, number: signal.Signals) -> None:
         """To be ended before it began: as if the signal had met it at its first instant."""
@@ -254,6 +254,15 @@ class CommandKind:
             self._progress.ended(ended(key, Outcome.SIGNAL, Report(signal=int(number))))
 
     # -- Running -------------------------------------------------------------------------------------------------------
+
+    def _tell(self, started: list[AttemptStarted], ended: list[AttemptEnded]) -> None:
+        # Not when they begin: what ends within milliseconds has not taken much memory, and a twentieth of all that a
+        # short command costs went into opening its score in /proc.
+        for begun in started:
+            attempt = self._running.get(begun.key)
+            if attempt is not None and not attempt.ended_s:
+                prefer_family_for_oom(attempt.pid, self._oom_score)
+        self._on_progress(started, ended)
 
     def _watch_running(self) -> None:
         """While anything runs: keep the output within its bounds, and remember the count of OOM kills."""

@@ -13,6 +13,7 @@ import contextlib
 import os
 
 OOM_SCORE = 500  # Of -1000..1000; 500 weighs like half the machine's memory: a task goes before any daemon.
+_FAMILY_MAX = 64  # Looked at of one task: it may have been forking as fast as it can.
 _READ_S = 1.0  # The least time between two looks at the counter.
 _LIMIT = 'ulimit -d "$1" || exit 125; shift; exec "$@"'
 
@@ -34,11 +35,33 @@ def oom_score_of_tasks() -> int:
 def prefer_for_oom(pid: int, score: int) -> None:
     """Have the kernel take this process, and what it will start, before others when memory runs out."""
     with contextlib.suppress(OSError):  # It has ended already.
-        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.write(fd, b"%d" % score)
+            if int(os.read(fd, 16)) < score:  # One that has offered itself more than that stays so.
+                os.write(fd, b"%d" % score)
         finally:
             os.close(fd)
+
+
+def prefer_family_for_oom(pid: int, score: int) -> None:
+    """The same, and what it has started so far. Whatever one of them starts meanwhile has its score already."""
+    left = [pid]
+    for _ in range(_FAMILY_MAX):
+        if not left:
+            break
+        parent = left.pop()
+        prefer_for_oom(parent, score)
+        left.extend(_children(parent))
+
+
+def _children(pid: int) -> list[int]:
+    """Empty where it has ended, or the kernel does not tell."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+    return found
 
 
 class OomCounter:

@@ -193,7 +193,7 @@ def test_a_check_is_as_strict_as_the_handler_wherever_it_can(name):
         (b'{"path": "a", "point": {"x": 1.5}}', "params.point.x: expected `int`, got `float`"),
         (b"[]", "params: expected `object`, got `array`"),
         (b'{"path": "a"', "params: Input data was truncated"),
-        (b'{"path": "\xff"}', "params: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b'{"path": "\xff"}', "params: no valid UTF-8"),
     ],
 )
 def test_messages_name_the_place(params, message):

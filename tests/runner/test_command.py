@@ -297,9 +297,36 @@ async def test_descriptors_and_slots_are_given_back(tmp_path: Path) -> None:
 
 
 async def test_tasks_are_the_first_to_go_when_memory_runs_out(stage: Stage) -> None:
-    # The score is set just after the start: a task that asks at once may be too early.
+    # The score is set soon after the start: a task that asks at once may be too early.
     end = await stage.run(shell="until grep -qx 500 /proc/self/oom_score_adj; do :; done")
     assert end.outcome is Outcome.OK
+
+
+async def test_so_is_what_they_started_before_that(stage: Stage) -> None:
+    key = stage.start(shell="sleep 1000 & (sleep 1000 & wait) & sleep 1000")
+    await stage.start_of(key)
+
+    def scores() -> list[int]:
+        return [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in _descendants(os.getpid())]
+
+    assert len(scores()) >= 4
+    assert set(scores()) == {500}
+    stage.kind.kill(key)
+    await stage.end_of(key)
+
+
+async def test_a_task_may_offer_itself_before_all_others(stage: Stage) -> None:
+    key = stage.start(shell="echo 900 > /proc/self/oom_score_adj; exec sleep 1000")
+    await stage.start_of(key)
+    (pid,) = own_children()
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "900\n"
+    stage.kind.kill(key)
+    await stage.end_of(key)
+
+
+def _descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [other for child in children for other in _descendants(child)]
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
