@@ -31,6 +31,7 @@ WARM = 5_000
 AT_ONCE = 64  # Connections of many clients with one task each.
 LOAD = 0.5
 SHELL_RUNS = 20
+ROUNDS = 5  # Of commands; their median counts.
 
 
 def cpu_s(daemon: Daemon) -> float:
@@ -109,14 +110,16 @@ def latencies(directory: Path, scale: float) -> Iterator[Figure]:
 
 
 def commands(directory: Path, scale: float) -> Iterator[Figure]:
-    """Commands that do nothing, beside processes that do nothing, before and after."""
-    count = max(client.BATCH, int(6_000 * scale))
+    """Commands that do nothing, beside processes that do nothing, in turn: what the machine can do changes by the
+    second."""
+    count = max(client.BATCH, int(4_000 * scale))
+    rates, spawns = [], [ceilings.spawns_per_s()]
     with cluster(directory / "commands", 1, env={"TASKD_WORKER_SLOTS": "4"}) as made:
         client.throughput(made.head, TRUE, client.BATCH)
-        spawns = [ceilings.spawns_per_s()]
-        rate = client.throughput(made.head, TRUE, count)
-        spawns.append(ceilings.spawns_per_s())
-    yield Figure("commands (true)", rate, "/s", sum(spawns) / len(spawns), "fork+exec of true")
+        for _ in range(ROUNDS):
+            rates.append(client.throughput(made.head, TRUE, count))
+            spawns.append(ceilings.spawns_per_s())
+    yield Figure("commands (true)", median(rates), "/s", median(spawns), "fork+exec of true")
 
 
 def shell(directory: Path, scale: float) -> Iterator[Figure]:

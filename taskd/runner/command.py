@@ -246,7 +246,9 @@ class CommandKind:
             raise
         self._reaper.own(attempt.pid, is_child=self._processes.is_child(attempt.pid))
         self._by_pidfd[pidfd] = attempt
-        self._epoll.register(pidfd, select.EPOLLIN)
+        # Once: a process that is being started holds a copy of it until it becomes its program, so closing it may not take
+        # it out of the epoll at once, and then it would be told of again, by a number that another one has got.
+        self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def _forget_waiting(self, key: AttemptKey, number: signal.Signals) -> None:
         """To be ended before it began: as if the signal had met it at its first instant."""
@@ -289,7 +291,7 @@ class CommandKind:
         now_s = time.time()
         for pidfd, _ in self._epoll.poll(0):
             attempt = self._by_pidfd.pop(pidfd)
-            os.close(pidfd)  # Which takes it out of the epoll.
+            os.close(pidfd)
             attempt.ended_s = now_s
             exited.append(attempt)
         self._reap(exited)
