@@ -306,11 +306,9 @@ async def test_so_is_what_they_started_before_that(stage: Stage) -> None:
     key = stage.start(shell="sleep 1000 & (sleep 1000 & wait) & sleep 1000")
     await stage.start_of(key)
 
-    def scores() -> list[int]:
-        return [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in _descendants(os.getpid())]
-
-    assert len(scores()) >= 4
-    assert set(scores()) == {500}
+    scores = [_oom_score(pid) for pid in _descendants(os.getpid())]
+    assert len(scores) >= 4
+    assert set(scores) == {500}
     stage.kind.kill(key)
     await stage.end_of(key)
 
@@ -319,9 +317,13 @@ async def test_a_task_may_offer_itself_before_all_others(stage: Stage) -> None:
     key = stage.start(shell="echo 900 > /proc/self/oom_score_adj; exec sleep 1000")
     await stage.start_of(key)
     (pid,) = own_children()
-    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "900\n"
+    assert _oom_score(pid) == 900
     stage.kind.kill(key)
     await stage.end_of(key)
+
+
+def _oom_score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
 def _descendants(pid: int) -> list[int]:
