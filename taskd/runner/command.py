@@ -246,8 +246,8 @@ class CommandKind:
             raise
         self._reaper.own(attempt.pid, is_child=self._processes.is_child(attempt.pid))
         self._by_pidfd[pidfd] = attempt
-        # Once: a process that is being started holds a copy of it until it becomes its program. So closing it may not take
-        # it out of the epoll at once, and it would be told of again, by a number that another one has got by then.
+        # Once: a process that is being started holds a copy of it until it becomes its program. So closing it may not
+        # take it out of the epoll at once, and it would be told of again, by a number that another one has got by then.
         self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def _forget_waiting(self, key: AttemptKey, number: signal.Signals) -> None:
