@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
+from math import inf
 
 from taskd.core.queue import Rank, ReadyQueue, Shape
-from taskd.core.roster import Roster, Worker
+from taskd.core.roster import Roster, Worker, load_max
 from taskd.core.task import ASSIGNED, Task
 
 RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than they could be fetched back.
@@ -19,25 +20,61 @@ RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than th
 Options = list[tuple[float, int, Worker]]  # A heap of workers by the load that they would have with one task more.
 
 
+class _Group:
+    """Workers that are asked for the same shapes. Of many shapes most are passed over by what is known of all these
+    workers together: with a thousand shapes in the queue each worker is not asked a thousand times."""
+
+    __slots__ = ("_lightest", "workers")
+
+    def __init__(self, workers: list[Worker]) -> None:
+        self.workers = workers
+        self._lightest: Options = [(it.load_at_least, it.node_id, it) for it in workers if it.offer.slots]
+        heapify(self._lightest)
+
+    def options(self, shape: Shape) -> Options:
+        """Those that could run tasks of this shape."""
+        options = [(it.load_with(shape), it.node_id, it) for it in self.workers if it.could_run(shape)]
+        heapify(options)
+        return options
+
+    def load_at_least(self) -> float:
+        """With a task more, whatever it needs, none of them would have less."""
+        lightest = self._lightest
+        while lightest:
+            known, node_id, worker = lightest[0]
+            load = worker.load_at_least
+            if load == known:
+                return load
+            heapreplace(lightest, (load, node_id, worker))
+        return inf
+
+
 def place(queue: ReadyQueue, roster: Roster, prefetch_s: float, prefetch_max: int) -> Iterator[tuple[Task, Worker]]:
     """Take tasks from the queue and yield each with its worker, already counted there, until nothing more fits."""
-    heads: list[tuple[Rank, Shape, Options]] = []
     grown = [worker for worker in roster.take_grown() if worker.may_take]
     everyone = [worker for worker in roster if worker.may_take] if queue.fresh else []
-    for shapes, workers in ((queue.stuck if grown else (), grown), (queue.fresh, everyone)):
-        for shape in list(shapes):
-            options = [(it.load_with(shape), it.node_id, it) for it in workers if it.could_run(shape)]
-            if options:
-                heapify(options)
-                rank = shape.head()
-                assert rank is not None
-                heads.append((rank, shape, options))
-            else:
-                queue.found_no_room(shape)
+    groups = _Group(grown), _Group(everyone)
+    heads: list[tuple[Rank, Shape, float, _Group]] = []
+    for shapes, group in zip((queue.stuck if grown else (), queue.fresh), groups, strict=True):
+        for shape in shapes:
+            rank = shape.head()
+            assert rank is not None
+            heads.append((rank, shape, load_max(shape, prefetch_s, prefetch_max), group))
     heapify(heads)  # No two ranks are equal: each ends in the id of a task.
+    most = max((limit for _, _, limit, _ in heads), default=0.0)
+    asked: dict[Shape, Options] = {}
     while heads:
-        _, shape, options = heads[0]
-        worker = _least_loaded(options, shape, prefetch_s, prefetch_max)
+        _, shape, limit, group = heads[0]
+        options = asked.get(shape)
+        if options is None:
+            if group.load_at_least() > limit:
+                if all(each.load_at_least() > most for each in groups):
+                    break  # Nobody has room for anything.
+                options = []
+            else:
+                options = group.options(shape)
+            asked[shape] = options
+        worker = _least_loaded(options, shape, limit)
         if worker is None:
             queue.found_no_room(shape)
             heappop(heads)
@@ -49,17 +86,19 @@ def place(queue: ReadyQueue, roster: Roster, prefetch_s: float, prefetch_max: in
         if rank is None:
             heappop(heads)
         else:
-            heapreplace(heads, (rank, shape, options))
+            heapreplace(heads, (rank, shape, limit, group))
+    for _, shape, _, _ in heads:
+        queue.found_no_room(shape)
 
 
-def _least_loaded(options: Options, shape: Shape, prefetch_s: float, prefetch_max: int) -> Worker | None:
+def _least_loaded(options: Options, shape: Shape, limit: float) -> Worker | None:
     """The worker of least load that has room. Loads in the heap may be out of date: only ever too low."""
     while options:
         known, node_id, worker = options[0]
         load = worker.load_with(shape)
         if load > known:
             heapreplace(options, (load, node_id, worker))
-        elif worker.has_room(shape, load, prefetch_s, prefetch_max):
+        elif worker.has_room(load, limit):
             return worker
         else:
             heappop(options)  # Room only shrinks while placing.

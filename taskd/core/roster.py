@@ -92,12 +92,15 @@ class Worker:
             load = max(load, (used.get(name, 0) + amount) / offer.capacity[name])
         return load
 
-    def has_room(self, shape: Shape, load: float, prefetch_s: float, prefetch_max: int) -> bool:
-        """Whether it may be given one more task of this shape, with which its load would be `load`: to begin at once,
-        or to wait there for a moment."""
-        if load <= 1:
-            return True
-        return load <= 1 + _waiting(shape.mean_s, prefetch_s, prefetch_max) and len(self.assigned) < ASSIGNED_MAX
+    @property
+    def load_at_least(self) -> float:
+        """What `load_with` does not fall below, whatever the shape. Only where it offers slots."""
+        return (len(self.assigned) + 1) / self.offer.slots
+
+    def has_room(self, load: float, limit: float) -> bool:
+        """Whether it may be given one more task, with which its load would be `load`, where `limit` is its shape's
+        `load_max`."""
+        return load <= 1 or (load <= limit and len(self.assigned) < ASSIGNED_MAX)
 
     def give(self, task: Task, shape: Shape) -> None:
         """Count an attempt as given to it."""
@@ -119,13 +122,14 @@ class Worker:
             used[name] = used.get(name, 0) + sign * amount
 
 
-def _waiting(mean_s: float | None, prefetch_s: float, prefetch_max: int) -> int:
-    """How many tasks that run so long may wait at a worker behind each that runs: about `prefetch_s` of work, so that
-    results on their way to the leader leave no slot idle; none while the duration is unknown or long, so that no other
-    worker idles."""
+def load_max(shape: Shape, prefetch_s: float, prefetch_max: int) -> float:
+    """The load up to which a worker may be given tasks of this shape: 1, where all begin at once, and what may wait
+    there behind each that runs. That is about `prefetch_s` of work, so that results on their way to the leader leave no
+    slot idle; nothing while the duration is unknown or long, so that no other worker idles."""
+    mean_s = shape.mean_s
     if mean_s is None or mean_s > PREFETCH_TASK_S_MAX:
-        return 0
-    return max(int(prefetch_s / mean_s), 1) if mean_s * prefetch_max > prefetch_s else prefetch_max
+        return 1
+    return 1 + (max(int(prefetch_s / mean_s), 1) if mean_s * prefetch_max > prefetch_s else prefetch_max)
 
 
 class Roster:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from taskd.core.constraints import matches
 from taskd.core.placement import RECALL_TASK_S_MIN, misplaced, place
-from taskd.core.queue import ReadyQueue, rank_of
+from taskd.core.queue import ReadyQueue, Shape, rank_of
 from taskd.core.roster import ASSIGNED_MAX, PREFETCH_TASK_S_MAX, Roster, Worker
 from taskd.core.task import Record, Task, TaskSpec, TaskState
 from taskd.protocol.messages import HandlerInfo, NodeInfo, NodeRow, Offer
@@ -226,7 +226,33 @@ def test_no_worker_is_given_more_than_it_can_name_in_one_message() -> None:
     assert shape is not None
     task = floor.queue.pop(shape)
     worker.assigned = {number.to_bytes(16, "big"): task for number in range(ASSIGNED_MAX)}
-    assert not worker.has_room(shape, 2.0, 1.0, 10_000)
+    assert not worker.has_room(2.0, 10_000.0)
+    assert floor.place(1.0, 10_000) == []
+
+
+def test_of_a_thousand_shapes_only_those_are_looked_at_for_which_there_may_be_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Shape] = []
+    could_run = Worker.could_run
+
+    def counted(worker: Worker, shape: Shape) -> bool:
+        asked.append(shape)
+        return could_run(worker, shape)
+
+    floor = Floor()
+    floor.arrive(1, Offer(1, {"cpus": 4000, "memory": 10_000_000}, {}, ("command",)))
+    tasks = [floor.push(resources={"memory": 1000 * number}) for number in range(1, 1001)]
+    (first,) = floor.place(prefetch_s=0.05, prefetch_max=512)
+    assert first[0] is tasks[0]
+    monkeypatch.setattr(Worker, "could_run", counted)
+    assert floor.place(prefetch_s=0.05, prefetch_max=512) == []
+    assert not asked, "nobody has got more room"
+    for number in range(1, 11):
+        first[1].release(tasks[number - 1])
+        assert floor.place(prefetch_s=0.05, prefetch_max=512) == [(tasks[number], first[1])]
+    assert asked == [task.shape for task in tasks[1:11]]
+    floor.check()
 
 
 def test_shares_of_cpus_leave_every_slot_its_own() -> None:
