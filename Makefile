@@ -53,7 +53,7 @@ sim: $(VENV)/.develops ## Whole clusters in simulated time, with every kind of f
 fuzz: $(VENV)/.develops ## Hostile frames and messages into sessions and whole clusters: N of them, from SEED on
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(N) --jobs $(JOBS) $(ARGS)
 
-bench: bench-run bench-depth bench-scale ## All of the next three; a quarter of an hour
+bench: bench-run bench-depth bench-scale ## All of the next three; some twenty minutes
 
 bench-run: $(VENV)/.develops ## Throughput and latency, beside what the machine itself can do; two minutes
 	$(BIN)/python -m bench.run $(ARGS)
@@ -61,7 +61,7 @@ bench-run: $(VENV)/.develops ## Throughput and latency, beside what the machine 
 bench-takeover: $(VENV)/.develops ## What a change of leaders costs, and what a standby costs; some ten minutes
 	$(BIN)/python -m bench.takeover $(ARGS)
 
-bench-depth: $(VENV)/.develops ## What long queues cost: memory, rate, restart; some five minutes
+bench-depth: $(VENV)/.benches ## What long queues cost, up to five million: memory, rate, restart; some ten minutes
 	$(BIN)/python -m bench.depth $(ARGS)
 
 bench-scale: $(VENV)/.develops ## A leader and up to a thousand workers, and short tasks over many of them; some five minutes
@@ -107,6 +107,11 @@ $(VENV)/.develops: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing taskd and what developing it needs into $(VENV)"
 	$(PIP) install --editable '.[dev]'
 	@touch $(VENV)/.runs $@
+
+$(VENV)/.benches: pyproject.toml | $(VENV)/.develops
+	@echo "installing what plots are drawn with into $(VENV)"
+	$(PIP) install --editable '.[bench]'
+	@touch $(VENV)/.runs $(VENV)/.develops $@
 
 $(VENV)/.builds: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing PyInstaller and what taskd needs into $(VENV)"

@@ -38,7 +38,8 @@ def show(title: str, figures: list[Figure]) -> None:
     for it in figures:
         beside = ""
         if it.ceiling is not None:
-            share = f", {100 * it.value / it.ceiling:.0f} % of it" if it.unit == "/s" else ""
+            times = it.value / it.ceiling
+            share = f", {100 * times:.0f} % of it" if it.unit == "/s" else f", {text(times)} times that"
             beside = f"{it.ceiling_name} {text(it.ceiling)}{share}"
         table.add_row(it.name, f"{text(it.value)} {it.unit}", beside)
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
