@@ -44,6 +44,7 @@ RETRY_S = 0.1
 ASK_S = 30.0
 PROBE_TASKS = 10_000
 DRAIN_S = 300.0
+LOG_LINES = 12  # Shown of a daemon that has ended by itself.
 SECONDS_A_MINUTE = 60.0
 # What a batch holds of each kind, and how such tasks may end.
 KINDS: tuple[tuple[str, int, client.Task, frozenset[str]], ...] = (
@@ -272,6 +273,7 @@ def soak(directory: Path, minutes: float, share: float, seed: int) -> tuple[list
         clients = Clients(made.daemons, rate / BATCH, seed)
         victims = [*made.schedulers, *made.workers[:-1]]
         kills: Counter[str] = Counter()
+        ended_by_themselves: list[str] = []
         begun = time.monotonic()
         kill_at = begun + KILL_EVERY_S
         while (now := time.monotonic()) < begun + minutes * SECONDS_A_MINUTE:
@@ -286,6 +288,7 @@ def soak(directory: Path, minutes: float, share: float, seed: int) -> tuple[list
                 victim.start(wait=False)
                 say(f"{(now - begun) / 60:5.1f} min: {victim.home.name} killed; {clients.account.ended:,} tasks ended")
             time.sleep(SAMPLE_EVERY_S)
+            ended_by_themselves += revive(made.daemons, watch)
         clients.stop()
         seconds = time.monotonic() - begun
         for number in (1, 2):
@@ -311,7 +314,21 @@ def soak(directory: Path, minutes: float, share: float, seed: int) -> tuple[list
         Figure("batch ended (the delayed after 2 s), p99", percentile(account.result_s, 99), "s"),
         *trends(watch.samples, made.workers[-1].home.name),
     ]
-    return made_figures, [*account.wrong[:20], *wrong[:20]]
+    return made_figures, [*ended_by_themselves, *account.wrong[:20], *wrong[:20]]
+
+
+def revive(daemons: list[Daemon], watch: Watch) -> list[str]:
+    """Start again what has ended without having been killed, as a service manager would, and say what it said."""
+    found = []
+    for daemon in daemons:
+        if daemon.process is not None and (code := daemon.process.poll()) is not None:
+            said = "".join(daemon.log.read_text().splitlines(keepends=True)[-LOG_LINES:])
+            found.append(f"{daemon.home.name} ended by itself with code {code}:\n{said}")
+            say(found[-1])
+            daemon.process = None
+            watch.restarted(daemon)
+            daemon.start(wait=False)
+    return found
 
 
 def trends(samples: list[Sample], spared: str) -> list[Figure]:
