@@ -16,9 +16,11 @@ from taskd.core.backlog import ENTRY_BYTES, Backlog, due_of
 from taskd.core.calendar import Calendar, Due
 from taskd.core.counts import Counts
 from taskd.core.outbox import Outbox
-from taskd.core.queue import ReadyQueue, Shape
+from taskd.core.queue import PAGE_TASKS, ReadyQueue, Shape
 from taskd.core.task import CANCELLED, QUEUED, RETRYING, SCHEDULED, SUCCEEDED, Task, TaskState, decode_spec
 from taskd.protocol.messages import TaskRow
+
+PAGES_AT_ONCE = 4  # Readings of pages under way; of more shapes than these hold, the others wait for the next ones.
 
 _DELAYED = (SCHEDULED, RETRYING)
 
@@ -40,6 +42,7 @@ class Holdings(ABC):
         self.queue = ReadyQueue(window)
         self._calendar = Calendar(window)
         self._outbox = outbox
+        self._pages_coming = 0  # readings
 
     @abstractmethod
     def _on_due(self, kind: Due, task_id: bytes, now_s: float) -> None:
@@ -142,26 +145,34 @@ class Holdings(ABC):
         return task
 
     def wanted(self, now_s: float) -> list[Wanted]:
-        """What is to be read from the disk now; `then` is told the rows, and UTC."""
+        """What is to be read from the disk now, however many shapes there are no more than a few readings at a time;
+        `then` is told the rows, and UTC."""
         if not self.queue.hungry and not self._calendar.has_far:
             return []
-        wanted = [
-            Wanted([due_of(entry)[1] for entry in page], partial(self._arrived, shape, page))
-            for shape, page in self.queue.next_pages()
-        ]
+        wanted = []
+        while self.queue.hungry and self._pages_coming < PAGES_AT_ONCE:
+            pages = self.queue.next_pages(PAGE_TASKS)
+            if pages:  # Otherwise the next tasks of those shapes were in memory yet.
+                self._pages_coming += 1
+                ids = [due_of(entry)[1] for _, page in pages for entry in page]
+                wanted.append(Wanted(ids, partial(self._arrived, pages)))
         due = self._calendar.take_far(now_s)
         if due:
             ids = sorted({task_id for _, task_id in due})
             wanted.append(Wanted(ids, partial(self._came_due, due)))
         return wanted
 
-    def _arrived(self, shape: Shape, page: list[bytes], rows: list[TaskRow], now_s: float) -> None:
-        """The next page of a shape was read."""
-        for task in self.queue.arrived(shape, page, [Task.from_row(row) for row in rows]):
-            self.tasks[task.id] = task
-            if task.spec.deadline_s:
-                self._calendar.warm(Due.TOO_LATE, task.id, task.spec.deadline_s)
-            self._set_deadline(task)
+    def _arrived(self, pages: list[tuple[Shape, list[bytes]]], rows: list[TaskRow], now_s: float) -> None:
+        """The next pages of some shapes were read."""
+        self._pages_coming -= 1
+        tasks = {row.id: Task.from_row(row) for row in rows}
+        for shape, page in pages:
+            found = [tasks[task_id] for entry in page if (task_id := due_of(entry)[1]) in tasks]
+            for task in self.queue.arrived(shape, page, found):
+                self.tasks[task.id] = task
+                if task.spec.deadline_s:
+                    self._calendar.warm(Due.TOO_LATE, task.id, task.spec.deadline_s)
+                self._set_deadline(task)
 
     def _came_due(self, due: list[tuple[Due, bytes]], rows: list[TaskRow], now_s: float) -> None:
         """Tasks were read whose time has come."""

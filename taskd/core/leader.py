@@ -343,7 +343,7 @@ class Leader:
                 self._dispatch.hand_out(self.settings, now_s)
             self._shelf.settle(now)
             # What was handed out makes place for tasks that are in memory yet: their turn is now.
-            if not queue.hungry and not (may_hand_out and queue.fresh):
+            if not (may_hand_out and queue.fresh):
                 break
 
     # -- Time ----------------------------------------------------------------------------------------------------------

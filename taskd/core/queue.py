@@ -24,6 +24,7 @@ from taskd.core.task import Task, TaskSpec
 
 Rank = tuple[int, bytes]  # (-priority, entry): smaller goes first.
 
+PAGE_TASKS = 1024  # Read from the disk at once, at most: whoever takes them in holds up the event loop for some 4 ms.
 GARBAGE_MIN = 64  # Places in a heap of tasks that were taken out: fewer are not worth clearing away.
 SHAPES_KEPT = 1024  # At least, before those with nothing waiting are forgotten, with what was learned of durations.
 
@@ -158,12 +159,12 @@ class Shape:
             del self._cold[group]
         return True
 
-    def next_page(self) -> list[bytes]:
+    def next_page(self, count_max: int) -> list[bytes]:
         """The entries of tasks that are to be read, for `arrived`; none where the next ones were in memory yet."""
         first = min((group[0] for group in self._cold), default=None)
         if first is not None and (not self._spilled or self._first_cold() < self._first_spilled()):
             groups = [(group, cold) for group, cold in self._cold.items() if group[0] == first]
-            count = max(1, self._window // 2)
+            count = min(max(1, self._window // 2), count_max)
             if len(groups) == 1:
                 entries = groups[0][1].take(count)
             else:
@@ -339,14 +340,17 @@ class ReadyQueue:
         self._look_at(shape)
         return True
 
-    def next_pages(self) -> list[tuple[Shape, list[bytes]]]:
-        """The entries of tasks that are to be read, by shape, for `arrived`."""
-        hungry, self.hungry = self.hungry, {}
+    def next_pages(self, count_max: int) -> list[tuple[Shape, list[bytes]]]:
+        """The entries of tasks that are to be read, by shape, for `arrived`: at most so many in all. Shapes for which
+        there was no room stay hungry."""
         pages = []
-        for shape in hungry:
-            page = shape.next_page() if shape.is_hungry else []
+        while self.hungry and count_max:
+            shape = next(iter(self.hungry))
+            del self.hungry[shape]
+            page = shape.next_page(count_max) if shape.is_hungry else []
             if page:
                 pages.append((shape, page))
+                count_max -= len(page)
             self._look_at(shape)
         return pages
 

@@ -11,7 +11,6 @@ from taskd.errors import Overloaded, StoreError
 from taskd.store.base import Store
 
 AT_ONCE_MAX = 4  # The store has one process for them: more of them would only hold more rows.
-WAITING_MAX = 1000  # A node asks for a few at a time for each other scheduler.
 
 Read = fx.ReadBacklog | fx.ReadLacking | fx.ReadRows | fx.ReadIds | fx.ReadOld
 READS = (fx.ReadBacklog, fx.ReadLacking, fx.ReadRows, fx.ReadIds, fx.ReadOld)
@@ -23,14 +22,11 @@ class Readings:
     def __init__(self, store: Store, tell: Callable[[ev.Event], None]) -> None:
         self._store = store
         self._tell = tell
-        self._wanted: asyncio.Queue[Read] = asyncio.Queue(WAITING_MAX)
+        self._wanted: asyncio.Queue[Read] = asyncio.Queue()  # The node asks for no more than reads.AT_ONCE_MAX.
 
     def want(self, read: Read) -> None:
         """Have something read."""
-        try:
-            self._wanted.put_nowait(read)
-        except asyncio.QueueFull:
-            self._tell(ev.ReadFailed(read.call, f"{WAITING_MAX} readings wait already"))
+        self._wanted.put_nowait(read)
 
     async def run(self) -> None:
         """Read; until cancelled."""

@@ -6,6 +6,7 @@ import pytest
 
 from taskd.core import effects as fx
 from taskd.core import events as ev
+from taskd.core import holdings, reads
 from taskd.core.explain import explain
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import Outcome, Task, TaskState
@@ -64,6 +65,35 @@ def test_each_shape_has_a_head_of_its_own(world: World) -> None:
     assert {world.state(task) for task in waits} == {TaskState.QUEUED}
 
 
+def test_however_many_shapes_come_back_only_a_few_readings_are_made_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdings, "PAGE_TASKS", 10)
+    ids = [task for amount in range(200) for task in world.submit(2, resources={"memory": amount})]
+    world.crash(1)
+    world.holds_reads = True
+    world.restart(1)
+    world.run(1)
+    world.read()  # the backlog
+    world.settle()
+    assert in_memory(world) == 0
+    sizes = []
+    while world.held_reads:
+        assert len(world.held_reads) <= holdings.PAGES_AT_ONCE
+        ((_, effect), *_) = world.held_reads
+        assert isinstance(effect, fx.ReadRows)
+        sizes.append(len(effect.ids))
+        world.read()
+        world.settle()
+    assert sizes == [10] * 40
+    assert in_memory(world) == 400
+    world.holds_reads = False
+    world.work = lambda begin: Outcome.OK
+    world.add(11, "worker", offer=offer(2, memory=1000))
+    world.run(60)
+    assert {world.state(task) for task in ids} == {TaskState.SUCCEEDED}
+
+
 def test_after_a_restart_everything_is_where_it_was(world: World) -> None:
     ids = world.submit(100)
     (late,) = world.submit(1, deadline_s=world.utc + 20)
@@ -113,6 +143,21 @@ def test_what_is_on_the_disk_alone_can_be_cancelled(world: World) -> None:
     assert {world.state(task) for task in gone} == {TaskState.CANCELLED}
     assert len(world.scheduler.ledger) == 200 - len(gone)
     assert hire(world) == [task for task in ids if task not in gone]
+
+
+def test_however_many_cancels_come_at_once_only_so_many_readings_are_made(world: World) -> None:
+    ids = world.submit(300)
+    gone = [task_id for task_id in ids if task_id not in world.scheduler.ledger.tasks]
+    world.holds_reads = True
+    for call, task_id in enumerate(gone, start=1000):
+        world.post(1, ev.CancelWanted(call, [task_id]))
+    world.settle()
+    while world.held_reads:
+        assert len(world.held_reads) <= reads.AT_ONCE_MAX
+        world.read()
+        world.settle()
+    assert [world.replies[1000 + place] for place in range(len(gone))] == [[task_id] for task_id in gone]
+    assert {world.state(task) for task in gone} == {TaskState.CANCELLED}
 
 
 def test_all_that_wait_can_be_explained(world: World) -> None:

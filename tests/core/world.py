@@ -118,6 +118,8 @@ class World:
         self.links: set[tuple[int, int]] = set()
         self.work: Work = lambda begin: None
         self.holds_commits = False
+        self.holds_reads = False
+        self.held_reads: list[tuple[int, fx.Effect]] = []
         self.is_founder = True
         self.last_reply: object = None
         self.replies: dict[int, object] = {}
@@ -307,7 +309,9 @@ class World:
                 self.replies[call] = answer
                 self.durability[call] = durability
             case fx.ReadBacklog() | fx.ReadLacking() | fx.ReadRows() | fx.ReadIds() | fx.ReadOld():
-                self.post(node_id, host.read(effect))
+                self.held_reads.append((node_id, effect))
+                if not self.holds_reads:
+                    self.read()
             case fx.AnnounceNode():
                 self.announced.append((node_id, effect))
             case fx.Superseded():
@@ -323,6 +327,11 @@ class World:
                 self.logs.append(effect)
             case fx.Exit():
                 host.exited = effect
+
+    def read(self) -> None:
+        """A disk has made the oldest reading that is held."""
+        node_id, effect = self.held_reads.pop(0)
+        self.post(node_id, self.hosts[node_id].read(effect))
 
     def commit(self, node_id: int) -> None:
         """The disk of a node is done with its oldest commit."""

@@ -11,7 +11,6 @@ import pytest
 from taskd.core import effects as fx
 from taskd.core import events as ev
 from taskd.core.backlog import Backlog
-from taskd.daemon import reading
 from taskd.daemon.reading import AT_ONCE_MAX, Readings
 from taskd.errors import Overloaded, StoreError
 from taskd.protocol.messages import Dot, TaskRow, Term
@@ -121,11 +120,3 @@ async def test_only_a_few_are_made_at_once(stage: Stage) -> None:
     calls = {(await stage.told.get()).call for _ in range(3 * AT_ONCE_MAX)}  # type: ignore[attr-defined]
     assert calls == set(range(3 * AT_ONCE_MAX))
     assert stage.store.at_once_max == AT_ONCE_MAX
-
-
-async def test_more_than_can_wait_fail_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "WAITING_MAX", 2)
-    stage = Stage()
-    for call in (1, 2, 3):
-        stage.readings.want(fx.ReadIds(call, b""))
-    assert stage.told.get_nowait() == ev.ReadFailed(3, "2 readings wait already")

@@ -87,6 +87,16 @@ def test_handlers_survive_kills_of_both(fresh: Cluster) -> None:
     assert [results[task]["result"] for task in ids] == [number + 1 for number in range(TASKS * 5)]
 
 
+def test_a_restart_with_a_great_many_kinds_of_tasks(fresh: Cluster) -> None:
+    """Each asks for another amount, so that each is the head of a queue of its own, and all are on the disk alone."""
+    head = fresh.start(0).head
+    ids = head.submit(*[{"argv": ["true"], "resources": {"disk": number}} for number in range(1, 1501)])
+    head.kill()
+    head.start()
+    head.ok("POST", "/v1/tasks/cancel", {"ids": ids})
+    assert {result["state"] for result in head.wait(ids).values()} == {"cancelled"}
+
+
 def test_an_orderly_stop_loses_nothing(fresh: Cluster, tmp_path: Path) -> None:
     fresh.start(2)
     head = fresh.head
