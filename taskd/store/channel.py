@@ -30,17 +30,22 @@ class Channel:
         self._ended = ""  # why, once it has
 
     async def ask(self, request: Struct) -> wire.Answer:
-        """The answer. Raises StoreError where the request could not be met or the other end is gone, Overloaded."""
+        """The answer. Raises StoreError where the request could not be said or met, or the other end is gone;
+        Overloaded."""
         if self._ended:
             raise StoreError(self._ended)
         if len(self._waiting) >= WAITING_MAX:
             raise Overloaded()
+        try:
+            data = memoryview(wire.frame(request))
+        except (TypeError, ValueError, OverflowError) as error:  # A value that is in no message.
+            raise StoreError(f"a request to the database cannot be made: {error}") from error
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._socket, self._on_readable)
         future: asyncio.Future[wire.Answer] = self._loop.create_future()
         self._waiting.append(future)
-        self._send(memoryview(wire.frame(request)))
+        self._send(data)
         answer = await future
         if isinstance(answer, wire.Failed):
             raise StoreError(answer.reason)

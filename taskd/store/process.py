@@ -151,6 +151,8 @@ def serve_reads(stream: socket.socket, path: Path) -> None:
             return wire.Failed(explain(error, path).message)
         except msgspec.DecodeError as error:
             return wire.Failed(f"{path} is damaged ({error}): restore a backup")
+        except (TypeError, ValueError, OverflowError) as error:  # A value that SQLite cannot hold.
+            return wire.Failed(f"{path}: {error}")
 
     with contextlib.closing(connection):
         return _serve(stream, answer)

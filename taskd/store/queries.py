@@ -176,9 +176,13 @@ def _conditions(query: Query) -> tuple[str, str, list[apsw.SQLiteValue]]:
     for column, wanted in (
         ("queue", query.queues), ("type", query.types), ("owner", query.owners), ("name", query.names),
     ):  # fmt: skip
-        if wanted:
+        # No text of a task has a NUL in it, and an array of texts cannot hold one.
+        possible = tuple(text for text in wanted if "\0" not in text)
+        if possible:
             conditions += f" AND {column} IN carray(?)"
-            values.append(apsw.carray(tuple(wanted)))
+            values.append(apsw.carray(possible))
+        elif wanted:
+            conditions += " AND false"
     for label in query.labels:
         # In msgpack a label is its key and then its value, whatever stands around: a quick look for these bytes passes
         # over nearly all tasks without the label, and never over one that has it.

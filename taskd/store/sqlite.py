@@ -159,6 +159,8 @@ class SQLiteStore:
             raise explain(error, self.path) from error
         except msgspec.DecodeError as error:
             raise StoreError(f"{self.path} is damaged ({error}): restore a backup") from error
+        except (TypeError, ValueError, OverflowError) as error:  # What SQLite cannot hold, or Python.
+            raise StoreError(f"{self.path}: {error}") from error
 
     # -- Long reading, in the process ----------------------------------------------------------------------------------
 

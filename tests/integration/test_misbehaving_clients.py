@@ -88,3 +88,12 @@ def test_half_requests_and_crowds_keep_nobody_out(shared: Cluster) -> None:
             for one in crowd:
                 one.close()
         assert daemon.is_ready()
+
+
+def test_text_that_no_task_can_have_finds_nothing_and_ends_nobody(shared: Cluster) -> None:
+    for daemon in shared.daemons:
+        for field in ("queue", "type", "owner", "label"):
+            _, listed = daemon.ask("GET", f"/v1/tasks?{field}=%00x")
+            assert not listed.get("tasks"), (field, listed)
+        assert daemon.ask("GET", "/v1/tasks?queue=%ED%A0%80")[0] == 400
+    assert shared.head.ok("GET", "/v1/tasks?queue=default") is not None

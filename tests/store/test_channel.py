@@ -41,6 +41,15 @@ async def test_answers_go_to_whom_they_belong_however_they_are_cut(ends):
     assert await asyncio.gather(*waiting) == answers
 
 
+async def test_a_request_that_cannot_be_said_takes_nobody_elses_answer(ends):
+    channel, theirs = ends
+    with pytest.raises(StoreError, match="cannot be made"):
+        await channel.ask(wire.ScanIds("\ud800", b"", 1))
+    (waiting,) = await asked(channel)
+    theirs.send(wire.frame(wire.Counts([], b"")))
+    assert await waiting == wire.Counts([], b"")
+
+
 async def test_an_end_is_told_to_all_who_wait_and_to_all_who_come(ends):
     channel, theirs = ends
     waiting = await asked(channel, 2)

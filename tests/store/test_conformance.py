@@ -6,11 +6,13 @@ import asyncio
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from taskd.core.events import Loaded
 from taskd.core.task import Attempt, Outcome, Record, TaskState, encode
 from taskd.errors import StoreError
-from taskd.protocol.messages import NodeRow, Term
+from taskd.protocol.messages import NodeRow, TaskRow, Term
 from taskd.store.base import Query, Store
 from tests.store.conftest import OpenStore
 from tests.store.samples import commit, numbers, task_id, task_row, unfinished
@@ -193,6 +195,10 @@ PAGE = [
         (Query(names=("one",)), [3, 1]),
         (Query(names=("",)), [4]),
         (Query(names=("' OR 1 --",)), []),
+        (Query(names=("\0",)), []),
+        (Query(queues=("a\0",), states=(S.FAILED,)), []),
+        (Query(types=("x\0", "y")), [3]),
+        (Query(labels=(("team", "red\0"),)), []),
         (Query(labels=(("team", "red"),)), [2, 1]),
         (Query(labels=(("team", "red"), ("size", "big"))), [2]),
         (Query(labels=(("team", "re"),)), []),
@@ -203,6 +209,84 @@ PAGE = [
 async def test_lists(store: Store, query: Query, expected: list[int]):
     await store.commit(commit(PAGE))
     assert numbers(await store.list(query)) == expected
+
+
+LABELS = {1: {"team": "red"}, 2: {"team": "red", "size": "big"}, 4: {"team": "blue"}, 5: {"TEAM": "red"}}
+TEXTS = st.sampled_from(["a", "b", "x", "one", "ann", "team", "red", ""]) | st.text(st.characters(), max_size=5)
+QUERIES = st.builds(
+    Query,
+    states=st.lists(st.sampled_from(S) | st.integers(-(1 << 65), 1 << 65), max_size=2).map(tuple),
+    queues=st.lists(TEXTS, max_size=2).map(tuple),
+    types=st.lists(TEXTS, max_size=2).map(tuple),
+    owners=st.lists(TEXTS, max_size=2).map(tuple),
+    names=st.lists(TEXTS, max_size=2).map(tuple),
+    labels=st.lists(st.tuples(TEXTS, TEXTS), max_size=1).map(tuple),
+    before=st.binary(max_size=20) | st.integers(0, 6).map(task_id),
+    limit=st.integers(1, 6),
+)
+ANY_INPUT = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def can_be_said(query: Query) -> bool:
+    """Whether a query is made of Unicode and of numbers of 64 bits."""
+    try:
+        "".join((*query.queues, *query.types, *query.owners, *query.names, *sum(query.labels, ()))).encode()
+    except UnicodeEncodeError:
+        return False
+    return all(-(1 << 63) <= state < 1 << 63 for state in query.states)
+
+
+def is_match(number: int, row: TaskRow, query: Query) -> bool:
+    return (
+        all(
+            not wanted or value in wanted
+            for value, wanted in (
+                (row.state, query.states), (row.queue, query.queues), (row.type, query.types),
+                (row.owner, query.owners), (row.name, query.names),
+            )
+        )
+        and all(LABELS.get(number, {}).get(key) == value for key, value in query.labels)
+        and (not query.before or row.id < query.before)
+    )  # fmt: skip
+
+
+def test_any_query_is_answered_and_none_ends_the_store(store: Store):
+    with asyncio.Runner() as runner:
+        runner.run(store.commit(commit(PAGE)))
+
+        @ANY_INPUT
+        @given(QUERIES)
+        def check(query: Query) -> None:
+            try:
+                found = numbers(runner.run(store.list(query)))
+            except StoreError:
+                assert not can_be_said(query)
+                return
+            expected = [number for number, row in enumerate(PAGE, start=1) if is_match(number, row, query)]
+            assert found == expected[::-1][: query.limit]
+
+        check()
+        assert numbers(runner.run(store.list(Query()))) == [5, 4, 3, 2, 1]
+
+
+def test_any_end_of_an_id_is_looked_for_and_none_ends_the_store(store: Store):
+    with asyncio.Runner() as runner:
+        runner.run(store.commit(commit(PAGE)))
+
+        @ANY_INPUT
+        @given(st.text(st.characters(), min_size=1, max_size=40), st.integers(1, 3))
+        def check(suffix: str, limit: int) -> None:
+            try:
+                found = runner.run(store.ending_in(suffix, limit))
+            except StoreError:
+                with pytest.raises(UnicodeEncodeError):
+                    suffix.encode()
+                return
+            expected = [row.id for row in reversed(PAGE) if row.id.hex().upper().endswith(suffix.upper())]
+            assert found == expected[:limit]
+
+        check()
+        assert runner.run(store.ending_in("05")) == [task_id(5)]
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 255, 256, 70_000])

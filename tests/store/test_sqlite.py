@@ -228,6 +228,18 @@ async def test_a_damaged_spec_or_term_is_told_clearly(path: Path):
             await store.list(Query(labels=(("a", "b"),)))
 
 
+async def test_text_that_is_none_is_told_clearly(path: Path):
+    fill(path, task_row(1), task_row(2))
+    with contextlib.closing(apsw.Connection(str(path))) as connection:
+        connection.execute("UPDATE tasks SET owner = CAST(x'ff' AS TEXT) WHERE id = ?", (task_id(1),))
+    with opened(path) as store:
+        with pytest.raises(StoreError, match=r"taskd\.db"):
+            store.get([task_id(1)])
+        with pytest.raises(StoreError, match=r"taskd\.db"):
+            await store.list(Query())
+        assert numbers(await store.rows([task_id(2)])) == [2]
+
+
 def test_a_database_without_its_id_is_refused(path: Path):
     schema.prepare(path)
     connection = apsw.Connection(os.fspath(path))
