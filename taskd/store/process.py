@@ -1,12 +1,12 @@
-"""The process that a store keeps at its side: it commits, and a fork of it does the long reading, away from the event
-loop and from each other.
+"""The process that a store keeps at its side: it commits, and two forks of it do the long reading, one for the node
+itself and one for people, away from the event loop and from each other.
 
 Why not threads: a thread beside a busy one waits for the interpreter lock again and again, at each of SQLite's steps,
-see docs/decisions/0001-writing-to-sqlite.md. Each of the two has a socket of its own and ends when that is closed, so
+see docs/decisions/0001-writing-to-sqlite.md. Each of the three has a socket of its own and ends when that is closed, so
 they never outlive the daemon by more than the commit in hand.
 
-Its arguments are DATABASE WRITER COMMITS READS: the path, the right to write in hexadecimal digits
-(schema.Identity.writer), and the file descriptors of the two sockets.
+Its arguments are DATABASE WRITER COMMITS READS SEARCHES: the path, the right to write in hexadecimal digits
+(schema.Identity.writer), and the file descriptors of the three sockets.
 """
 
 from __future__ import annotations
@@ -176,23 +176,33 @@ def _serve(
 
 
 def main(arguments: list[str]) -> None:
-    """Serve the two sockets until they are closed."""
+    """Serve the three sockets until they are closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # They mean the daemon, which closes the sockets when it is done.
-    database, writer, commits_fd, reads_fd = arguments
+    database, writer, *fds = arguments
     path = Path(database)
-    reads, commits = socket.socket(fileno=int(reads_fd)), socket.socket(fileno=int(commits_fd))
-    reader = os.fork()
-    if reader == 0:
-        commits.close()
-        serve_reads(reads, path)
-        os._exit(0)
-    reads.close()
+    commits, *reads = (socket.socket(fileno=int(fd)) for fd in fds)
+    readers = [_start_reader(stream, [commits, *reads], path) for stream in reads]
+    for stream in reads:
+        stream.close()
     try:
         only_writer = Writer(path, bytes.fromhex(writer))
     except StoreError as error:
         return refuse(commits, error)
     serve_commits(commits, only_writer)
-    os.waitpid(reader, 0)
+    for reader in readers:
+        os.waitpid(reader, 0)
     only_writer.close()  # The last connection to be closed empties the log.
     return None
+
+
+def _start_reader(stream: socket.socket, streams: list[socket.socket], path: Path) -> int:
+    """Fork a reader that serves this one of the sockets; returns its process id."""
+    reader = os.fork()
+    if reader == 0:
+        for other in streams:
+            if other is not stream:
+                other.close()
+        serve_reads(stream, path)
+        os._exit(0)
+    return reader

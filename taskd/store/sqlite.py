@@ -1,8 +1,9 @@
 """The database of a scheduler: SQLite in WAL mode, each commit made durable by an fsync.
 
 Quick reads by key are made here, on the event loop, by a connection that cannot write. Commits and readings that may
-look at many tasks are made by a process of the store's own (process.py), so that neither an fsync nor a long search
-ever holds up the loop.
+look at many tasks are made by processes of the store's own (process.py), so that neither an fsync nor a long search
+ever holds up the loop. What people search for has one of its own: however much that is, the node's own readings wait
+for none of it, and are never refused.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class SQLiteStore:
         process: subprocess.Popen[bytes],
         commits: socket.socket,
         reads: socket.socket,
+        searches: socket.socket,
         on_commit: OnCommit | None,
     ) -> None:
         self.store_id = store_id
@@ -67,7 +69,8 @@ class SQLiteStore:
         self._reader = reader
         self._process = process
         self._commits = Channel(commits, self._why_ended)
-        self._reads = Channel(reads, self._why_ended)
+        self._reads = Channel(reads, self._why_ended)  # of the node itself
+        self._searches = Channel(searches, self._why_ended)  # of people
         self._on_commit = on_commit
         self._is_closed = False
         self._ended_after = b""  # Up to here nothing was to be purged, when it was last looked at.
@@ -83,15 +86,17 @@ class SQLiteStore:
         with contextlib.ExitStack() as undo:
             commits, their_commits = _socket_pair(undo)
             reads, their_reads = _socket_pair(undo)
+            searches, their_searches = _socket_pair(undo)
             try:
                 reader = open_reader(path)
             except apsw.Error as error:
                 raise explain(error, path) from error
             undo.callback(reader.close)
-            process = _start_process(path, identity.writer, their_commits, their_reads)
+            process = _start_process(path, identity.writer, their_commits, their_reads, their_searches)
             undo.pop_all()
         their_commits.close()
         their_reads.close()
+        their_searches.close()
         return cls(
             path=path,
             store_id=identity.store_id,
@@ -99,6 +104,7 @@ class SQLiteStore:
             process=process,
             commits=commits,
             reads=reads,
+            searches=searches,
             on_commit=on_commit,
         )
 
@@ -162,7 +168,7 @@ class SQLiteStore:
         except (TypeError, ValueError, OverflowError) as error:  # What SQLite cannot hold, or Python.
             raise StoreError(f"{self.path}: {error}") from error
 
-    # -- Long reading, in the process ----------------------------------------------------------------------------------
+    # -- Long reading for the node itself, in a process ----------------------------------------------------------------
 
     async def backlog(self, after: bytes) -> tuple[Backlog, bytes | None]:
         """Unfinished tasks by id, above `after`, at most 10,000; and where to go on, None at the end. Raises
@@ -221,13 +227,15 @@ class SQLiteStore:
         assert isinstance(answer, wire.Rows), answer
         return answer.rows, answer.next or None
 
+    # -- Long reading for people, in another process -------------------------------------------------------------------
+
     async def ending_in(self, suffix: str, limit: int = 2) -> list[bytes]:
         """Ids whose hexadecimal form, without hyphens, ends so; newest first, at most `limit`. Raises StoreError,
         Overloaded."""
         ids: list[bytes] = []
         before = b""
         while len(ids) < limit:
-            answer = await self._reads.ask(wire.ScanIds(suffix, before, limit - len(ids)))
+            answer = await self._searches.ask(wire.ScanIds(suffix, before, limit - len(ids)))
             assert isinstance(answer, wire.Ids), answer
             ids += answer.ids
             before = answer.next
@@ -240,7 +248,7 @@ class SQLiteStore:
         total: Counter[tuple[int, str]] = Counter()
         before = b""
         while True:
-            answer = await self._reads.ask(wire.Count(before))
+            answer = await self._searches.ask(wire.Count(before))
             assert isinstance(answer, wire.Counts), answer
             for state, queue, number in answer.counts:
                 total[state, queue] += number
@@ -253,7 +261,7 @@ class SQLiteStore:
         Overloaded."""
         rows: list[TaskRow] = []
         while len(rows) < query.limit:
-            answer = await self._reads.ask(wire.Scan(query, query.limit - len(rows)))
+            answer = await self._searches.ask(wire.Scan(query, query.limit - len(rows)))
             assert isinstance(answer, wire.Rows), answer
             rows += answer.rows
             if not answer.next:
@@ -291,6 +299,7 @@ class SQLiteStore:
         self._is_closed = True
         self._reader.close()
         self._reads.close()
+        self._searches.close()
         self._commits.close()
         try:
             self._process.wait(CLOSE_S)
@@ -320,8 +329,9 @@ def _socket_pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.sock
     return ours, theirs
 
 
-def _start_process(path: Path, writer: bytes, commits: socket.socket, reads: socket.socket) -> subprocess.Popen[bytes]:
-    files = (commits.fileno(), reads.fileno())
+def _start_process(path: Path, writer: bytes, *sockets: socket.socket) -> subprocess.Popen[bytes]:
+    """`sockets`: for commits, the node's own reads, and searches."""
+    files = [each.fileno() for each in sockets]
     try:
         return subprocess.Popen(
             interpreter.command("store", path, writer.hex(), *files),

@@ -17,11 +17,12 @@ from msgspec.structs import astuple
 
 from taskd.core.events import Loaded
 from taskd.core.task import TaskState
-from taskd.errors import StoreError
+from taskd.errors import Overloaded, StoreError
 from taskd.protocol.messages import NodeRow, TaskRow, Term
 from taskd.store import process, schema, wire
 from taskd.store.base import Query
 from taskd.store.changes import INSERT
+from taskd.store.channel import WAITING_MAX
 from taskd.store.sqlite import SQLiteStore
 from tests.store.samples import commit, dot, numbers, task_id, task_row, unfinished
 
@@ -418,6 +419,34 @@ async def test_reading_goes_on_while_a_commit_waits(path: Path):
         other.close()
         await waiting
         assert numbers(await unfinished(store)) == [1, 2]
+
+
+def searcher_of(store: SQLiteStore) -> int:
+    """The process that reads for people: it is started last."""
+    writer = store._process.pid
+    *_, searcher = Path(f"/proc/{writer}/task/{writer}/children").read_text().split()
+    return int(searcher)
+
+
+async def test_what_the_node_asks_for_waits_for_nobodys_searches(path: Path):
+    with opened(path) as store:
+        await store.commit(commit([task_row(1)]))
+        assert numbers(await store.list(Query())) == [1]
+        searcher = searcher_of(store)
+        os.kill(searcher, signal.SIGSTOP)
+        try:
+            waiting = [asyncio.ensure_future(store.list(Query())) for _ in range(WAITING_MAX)]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                await store.list(Query())
+            assert numbers(await store.rows([task_id(1)])) == [1]
+            assert len((await store.backlog(b""))[0].ready) == 1
+            assert await store.ids(b"") == ([task_id(1)], None)
+            assert await store.ended_before(1.0) == []
+            assert not any(asked.done() for asked in waiting)
+        finally:
+            os.kill(searcher, signal.SIGCONT)
+        assert {tuple(numbers(rows)) for rows in await asyncio.gather(*waiting)} == {(1,)}
 
 
 async def test_whoever_opens_last_writes(path: Path):
