@@ -66,9 +66,13 @@ class Shelf:
             return
 
         def found(event: RowsRead, now: float) -> None:
-            if not self._is_over:
-                for row in event.rows:
-                    holdings.warm(row)
-                then(now)
+            if self._is_over:
+                return
+            rows = {row.id: row for row in event.rows}
+            for row in event.rows:
+                holdings.warm(row)
+            # Some may have been in memory, changed there and left it again while we read: those are read again.
+            outdated = self._outbox.is_outdated
+            self.have([task_id for task_id in missing if outdated(task_id, rows.get(task_id))], then, now)
 
         self._outbox.then(Continue(lambda now: self._reads.ask(lambda call: ReadRows(call, missing), found)))

@@ -160,6 +160,41 @@ def test_however_many_cancels_come_at_once_only_so_many_readings_are_made(world:
     assert {world.state(task) for task in gone} == {TaskState.CANCELLED}
 
 
+def test_what_became_due_and_left_the_memory_again_while_it_was_read_is_cancelled(world: World) -> None:
+    ids = world.submit(40, not_before_s=world.utc + 10)
+    late = ids[-1]
+    world.holds_reads = True
+    world.post(1, ev.CancelWanted(1000, [late]))
+    world.settle()
+    ((_, effect),) = world.held_reads
+    answer = world.hosts[1].read(effect)  # as of now
+    world.held_reads.clear()
+    world.holds_reads = False
+    world.run(20)
+    assert world.state(late) is TaskState.QUEUED
+    assert late not in world.scheduler.ledger.tasks
+    world.post(1, answer)
+    world.settle()
+    assert world.replies[1000] == [late]
+    assert world.state(late) is TaskState.CANCELLED
+
+
+def test_what_has_ended_while_it_was_read_is_read_once_more(world: World) -> None:
+    ids = world.submit(40, not_before_s=world.utc + 10)
+    late = ids[-1]
+    world.holds_reads = True
+    world.post(1, ev.CancelWanted(1000, [late]))
+    world.settle()
+    ((_, effect),) = world.held_reads
+    answer = world.hosts[1].read(effect)
+    world.held_reads.clear()
+    world.holds_reads = False
+    world.cancel(late)
+    world.post(1, answer)
+    world.settle()
+    assert world.replies[1000] == []
+
+
 def test_all_that_wait_can_be_explained(world: World) -> None:
     ids = world.submit(100)
     ledger = world.scheduler.ledger
