@@ -30,7 +30,8 @@ async def dispatch(request: ApiRequest, service: Service, *, is_relayed: bool = 
     """Answer a request. Never raises but for cancellation; a stream in the answer raises TaskdError where it breaks.
 
     A request that another node relayed (`is_relayed`) is not relayed again: nodes that disagree about the leader would
-    pass it round for ever. That node hears that we do not lead, or do so no longer, and asks whoever does next.
+    pass it round for ever. That node hears that we do not lead, or do so no longer, and asks whoever does next. What
+    each node answers for itself is not relayed, and refused.
     """
     try:
         route, argument = find_route(request.method, request.path)
@@ -46,7 +47,7 @@ async def _by_route(
     route: Route, argument: str, request: ApiRequest, service: Service, *, is_relayed: bool
 ) -> ApiResponse:
     try:
-        _check(route, request)
+        _check(route, request, is_relayed=is_relayed)
         if route.by_leader and not is_relayed:
             return await _of_the_leader(route, argument, request, service)
         if route.by_leader and not service.leads:
@@ -117,7 +118,10 @@ def error_response(error: TaskdError) -> ApiResponse:
     return ApiResponse(error.status, body=error_body(error))
 
 
-def _check(route: Route, request: ApiRequest) -> None:
+def _check(route: Route, request: ApiRequest, *, is_relayed: bool) -> None:
+    if is_relayed and not (route.by_leader or route.by_node_for_nodes):
+        # No node asks this of another one: whoever does has a key, and wants more than that key is for.
+        raise Forbidden(f"{route.path} is for the clients of this node alone: ask at its own socket")
     if route.needs_admin and not request.caller.is_admin:
         raise Forbidden()
     if route.changes and not request.caller.may_change:

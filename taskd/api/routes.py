@@ -44,7 +44,9 @@ class Route(Struct, frozen=True):
     parameters: tuple[Parameter, ...] = ()
     body: object = None
     body_may_be_empty: bool = False
-    by_leader: bool = True  # else by whichever node is asked
+    by_leader: bool = True  # else by whichever node is asked, and then by that one for its own clients alone
+    # By whichever node is asked, of another node too. Nothing is, that a node's word for its users should not open.
+    by_node_for_nodes: bool = False
     makes_tasks: bool = False
     changes: bool = False  # something, so that it is audited
     # It only reads tasks: those that this names, any where it gives None. A standby may know enough to answer.
@@ -149,7 +151,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET", "/v1/cluster", cluster.cluster, "The cluster in one look: who leads, who has a copy, how it is",
-        {JSON: (ct.ClusterView,)}, (cluster.OWN,), by_leader=False,
+        {JSON: (ct.ClusterView,)}, (cluster.OWN,), by_leader=False, by_node_for_nodes=True,
     ),
     Route("GET", "/healthz", cluster.health, "Whether this daemon answers", {JSON: (ct.Health,)}, by_leader=False),
     Route(

@@ -80,6 +80,12 @@ async def test_what_any_node_answers_is_not_relayed(route: Any) -> None:
     assert follower.relayed == []
 
 
+@pytest.mark.parametrize("route", OWN, ids=lambda route: f"{route.method} {route.path}")
+async def test_another_node_gets_nothing_of_what_each_answers_for_itself(service: FakeService, route: Any) -> None:
+    status, _ = await service.ask(route.method, route.path, caller=ROOT, is_relayed=True)
+    assert status == (200 if route.path == "/v1/cluster" else 403)
+
+
 async def test_a_follower_answers_what_the_leader_answers(service: FakeService) -> None:
     follower = FakeService(leads=False)
     follower.leader = service

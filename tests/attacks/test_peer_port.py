@@ -306,6 +306,18 @@ def asks(call: int, method: str, target: str, body: bytes = b"", last: bool = Tr
     return msg.Request(call, "root", True, method, target, body, last)
 
 
+def answered(method: str, target: str) -> Any:
+    """A request in the name of an administrator: the status of its answer, as text."""
+
+    def attack(aim: Target, key: Any) -> str:
+        made = aim.worker
+        made.say(asks(1, method, target))
+        response: msg.Response = made.hear(msg.Response)
+        return str(response.status)
+
+    return attack
+
+
 def frame(body: bytes) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
@@ -359,6 +371,10 @@ WITH_WORKER_KEY: dict[str, tuple[Any, str]] = {
     ),
     "takes what was not given": (as_worker(msg.Taken(1, BIG), msg.Abandon(1, True), msg.Abandon(2, False)), STAYS),
     "asks for what is not there": (as_worker(asks(1, "GET", "/v1/../../etc/passwd")), STAYS),
+    "asks for a backup": (answered("GET", "/v1/backup"), "403"),
+    "asks for the figures": (answered("GET", "/metrics"), "403"),
+    "asks whether it is ready": (answered("GET", "/readyz"), "403"),
+    "asks how the cluster is, as nodes do": (answered("GET", "/v1/cluster?own=1"), "200"),
     "asks in a way that is none": (as_worker(asks(1, "BREW", "\x00", b"\xff")), STAYS),
     "begins two thousand requests": (
         as_worker(*[asks(index, "POST", "/v1/tasks", last=False) for index in range(2000)]),
