@@ -107,8 +107,7 @@ def _is_next(path: Path, found: Keys) -> bool:
         return False
     if isinstance(there.current, SchedulerKey) and not isinstance(found.current, SchedulerKey):
         raise ConfigError(f"{path} holds a scheduler key, and this is a worker key; use --force to replace it")
-    known = {key.fingerprint for key in (found.current, found.previous) if key is not None}
-    return there.current.fingerprint in known
+    return there.current.fingerprint in found.lineage
 
 
 @key.command(
@@ -129,9 +128,9 @@ def rotate(grace: float | None, key_file: str | None) -> None:
     """Make a new cluster key, and accept the present one for a while.
 
     Until the grace is over, machines with the new key and machines with only the present one go on talking. Bring the
-    new key to all of them in that time: who has not got it by then is refused.
+    new key to all of them in that time: who has not got it by then is refused. With --grace 0, after a theft, the
+    present key opens nothing any more from the reload on.
     """
-    from taskd.net.keyring import Keys
     from taskd.net.security import SchedulerKey
     from taskd.values import format_instant
 
@@ -145,11 +144,13 @@ def rotate(grace: float | None, key_file: str | None) -> None:
         raise ConfigError(f"{text}: end it first with `taskd key end-grace`, on every machine")
     made = SchedulerKey.generate()
     grace_s = _settings_grace_s() if grace is None else grace
-    new = Keys(made, found.current, float(int(now_s + grace_s))) if grace_s else Keys(made)
+    new = found.followed_by(made, float(int(now_s + grace_s)) if grace_s else None)
     new.save(path, force=True)
     click.echo(f"made the key of cluster {made.fingerprint} in {path}")
     if new.previous is not None:
         click.echo(f"the previous key {new.previous.fingerprint} is accepted until {format_instant(new.until_s)}")
+    else:
+        click.echo(f"the previous key {found.current.fingerprint} is accepted no more by who has read this one")
     note(f"{_RELOAD}; then on each other machine: taskd key import")
 
 
@@ -157,14 +158,12 @@ def rotate(grace: float | None, key_file: str | None) -> None:
 @_key_file
 def end_grace(key_file: str | None) -> None:
     """Accept the previous key no more from now on: where it may have been stolen, on every machine at once."""
-    from taskd.net.keyring import Keys
-
     path = key_path(key_file)
     found = _load(path)
     if found.previous is None:
         click.echo(f"{path} holds one key only")
         return
-    Keys(found.current).save(path, force=True)
+    found.without_previous().save(path, force=True)
     click.echo(f"the previous key {found.previous.fingerprint} is forgotten")
     note(_RELOAD)
 

@@ -12,7 +12,8 @@ from taskd.net.security import SchedulerKey
 
 
 def reload_keys(path: Path, mesh: Mesh) -> None:
-    """Take over what the key file holds now, if this node can go on with it. No connection ends."""
+    """Take over what the key file holds now, if this node can go on with it. No connection ends whose key still
+    counts."""
     try:
         keys = load_keys(path)
         if keys is None:

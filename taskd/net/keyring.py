@@ -2,14 +2,17 @@
 
     taskd-scheduler-key-v1:…
     previous until 2026-01-31T12:00:00Z taskd-scheduler-key-v1:…
+    replaces 0123456789abcdef fedcba9876543210
 
 While both are accepted, nodes that have the new key and nodes that have only the old one go on talking: whoever accepts
 a connection says in plain text which keys it takes, by their public fingerprints, and the dialling side takes the first
-of its own that is among them.
+of its own that is among them. Keys that are accepted no more stay in the file by their fingerprints alone, so that a
+daemon that still runs with one of them sees that the file is of its own cluster.
 """
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -24,22 +27,51 @@ from taskd.protocol.messages import NodeInfo
 from taskd.values import format_instant, instant_s
 
 _PREVIOUS = "previous until "
+_REPLACES = "replaces "
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+REPLACED_MAX = 8  # The latest ones: so many changes may a daemon miss before it takes a restart.
 _SNI = ".taskd"  # The name that is asked for in a handshake is a fingerprint and this.
 
 
 class Keys(Struct, frozen=True):
-    """What a key file holds. `until_s`: up to when the previous key is accepted, UTC."""
+    """What a key file holds. `until_s`: up to when the previous key is accepted, UTC. `replaced`: fingerprints of keys
+    that this cluster had before these and that open nothing any more, the latest first."""
 
     current: Key
     previous: Key | None = None
     until_s: float = 0.0
+    replaced: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """To be pasted; secret. One line, or two while the key is being replaced."""
-        if self.previous is None:
-            return self.current.text
-        return f"{self.current.text}\n{_PREVIOUS}{format_instant(self.until_s)} {self.previous.text}"
+        """To be pasted; secret. One line, and one more each while the key is being replaced and once it has been."""
+        lines = [self.current.text]
+        if self.previous is not None:
+            lines.append(f"{_PREVIOUS}{format_instant(self.until_s)} {self.previous.text}")
+        if self.replaced:
+            lines.append(_REPLACES + " ".join(self.replaced))
+        return "\n".join(lines)
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the keys that are here, the current one first."""
+        return tuple(key.fingerprint for key in (self.current, self.previous) if key is not None)
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The fingerprints of all keys that this cluster is known to have had, the current one first."""
+        return (*self.fingerprints, *self.replaced)
+
+    def followed_by(self, key: Key, until_s: float | None) -> Keys:
+        """The keys after these: `key`, and beside it the current one up to `until_s`; None: that one opens nothing
+        from now on."""
+        if until_s is None:
+            return Keys(key, replaced=self.lineage[:REPLACED_MAX])
+        return Keys(key, self.current, until_s, self.lineage[1:][:REPLACED_MAX])
+
+    def without_previous(self) -> Keys:
+        """The current key alone."""
+        return Keys(self.current, replaced=self.lineage[1:][:REPLACED_MAX])
 
     def valid(self, now_s: float) -> tuple[Key, ...]:
         """The keys that count at this time, the current one first."""
@@ -50,7 +82,8 @@ class Keys(Struct, frozen=True):
     def of_workers(self) -> Keys:
         """The same for machines that only work."""
         previous = self.previous
-        return Keys(_of_workers(self.current), _of_workers(previous) if previous is not None else None, self.until_s)
+        old = _of_workers(previous) if previous is not None else None
+        return Keys(_of_workers(self.current), old, self.until_s, self.replaced)
 
     def save(self, path: Path, *, force: bool = False) -> None:
         """Write the key file. Raises ConfigError where something else is there and not `force`."""
@@ -65,11 +98,16 @@ def parse_keys(text: str) -> Keys:
     """What a key file or another machine says. Raises ConfigError."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     current = parse_key(lines[0] if lines else "")
-    if len(lines) == 1:
-        return Keys(current)
-    until, _, previous = lines[1].removeprefix(_PREVIOUS).partition(" ")
-    if len(lines) > 2 or not lines[1].startswith(_PREVIOUS) or not previous:
-        raise ConfigError(f'after the cluster key there may be one line, "{_PREVIOUS}TIME KEY", and nothing else')
+    rest = lines[1:]
+    replaced = _parse_replaced(rest.pop()) if rest and rest[-1].startswith(_REPLACES) else ()
+    if not rest:
+        return Keys(current, replaced=replaced)
+    until, _, previous = rest[0].removeprefix(_PREVIOUS).partition(" ")
+    if len(rest) > 1 or not rest[0].startswith(_PREVIOUS) or not previous:
+        raise ConfigError(
+            f'after the cluster key there may be a line "{_PREVIOUS}TIME KEY", then one "{_REPLACES}FINGERPRINT …", '
+            "and nothing else"
+        )
     try:
         until_s = instant_s(until, 0.0)
     except ValueError as error:
@@ -77,7 +115,14 @@ def parse_keys(text: str) -> Keys:
     found = parse_key(previous)
     if isinstance(found, SchedulerKey) != isinstance(current, SchedulerKey):
         raise ConfigError("the current and the previous key must be of the same kind")
-    return Keys(current, found, until_s)
+    return Keys(current, found, until_s, replaced)
+
+
+def _parse_replaced(line: str) -> tuple[str, ...]:
+    replaced = tuple(line.removeprefix(_REPLACES).split())
+    if len(replaced) > REPLACED_MAX or not all(_FINGERPRINT.fullmatch(it) for it in replaced):
+        raise ConfigError(f"after {_REPLACES.strip()!r} there are at most {REPLACED_MAX} fingerprints of earlier keys")
+    return replaced
 
 
 def load_keys(path: Path) -> Keys | None:

@@ -156,7 +156,8 @@ class Mesh:
         return self.rotation.ring
 
     def _connections(self) -> list[Connection]:
-        return list(self._open.values())
+        """Those that a key has opened, before their hello too."""
+        return [connection for connection in (*self._open.values(), *self._half_open) if connection.fingerprint]
 
     # -- Use -----------------------------------------------------------------------------------------------------------
 

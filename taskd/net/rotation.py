@@ -1,4 +1,6 @@
-"""Replacing the cluster key of a running node: no connection ends by it, and each is opened with a key that counts."""
+"""Replacing the cluster key of a running node: no connection ends by it whose key still counts, and each is opened with
+a key that counts.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from taskd.protocol.messages import NodeInfo
 
 GRACE_CHECK_S = 60.0  # The clock may be set while we wait.
 CLOSE_EVERY_S = 0.05  # Connections that an old key has opened, when its time is over.
+CLOSE_WITHIN_S = 1.0  # All of them, where an operator has ended its time: it may be stolen.
 
 
 class Rotation:
@@ -41,18 +44,18 @@ class Rotation:
             self._timer = None
 
     def change(self, keys: Keys) -> bool:
-        """Take what the key file holds now; whether that is something else. Connections stay. Raises ConfigError for
-        keys of which none is one of ours: with them this would be a node of another cluster."""
+        """Take what the key file holds now; whether that is something else. Connections stay, but for those of a key
+        that counts no more. Raises ConfigError for keys that do not come after one of ours: with them this would be a
+        node of another cluster."""
         if keys.text == self.ring.keys.text:
             return False
-        ring = Ring(keys, self._node)
-        if not set(ring.fingerprints) & set(self.ring.fingerprints):
+        if not set(self.ring.fingerprints) & set(keys.lineage):
             raise ConfigError("the key file holds the key of another cluster: it takes a restart to join that")
-        had_two = self.ring.ends_in_s is not None
-        self.ring = ring
+        had = self.ring.keys.fingerprints  # Those of a time that has just run out included, which nobody has ended yet.
+        ring = self.ring = Ring(keys, self._node)
         self.on_keys(ring.seal_secrets)
-        if had_two and ring.ends_in_s is None:
-            self._end()
+        if set(had) - set(ring.fingerprints):
+            self._end(CLOSE_WITHIN_S)
         self.start()
         return True
 
@@ -63,13 +66,14 @@ class Rotation:
             self.on_keys(self.ring.seal_secrets)
             self._end()
 
-    def _end(self) -> None:
-        """The previous key counts no more: what it has opened is closed, one after the other and without a goodbye, so
-        that who has the new key is back at once, and nothing is lost."""
+    def _end(self, within_s: float | None = None) -> None:
+        """A key counts no more: what it has opened is closed, one after the other and without a goodbye, so that who
+        has the new key is back at once, and nothing is lost."""
         valid = self.ring.fingerprints
         old = [connection for connection in self._connections() if connection.fingerprint not in valid]
         self._log("info", "the previous cluster key is accepted no more", connections=len(old))
+        pause_s = CLOSE_EVERY_S if within_s is None else min(CLOSE_EVERY_S, within_s / max(1, len(old)))
         for number, connection in enumerate(old):
             asyncio.get_running_loop().call_later(
-                number * CLOSE_EVERY_S, connection.close, "the cluster key has been replaced"
+                number * pause_s, connection.close, "the cluster key has been replaced"
             )

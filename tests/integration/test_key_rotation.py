@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from taskd.net.keyring import Keys
+from taskd.net.security import SchedulerKey
 from tests.integration.cluster import Cluster, Daemon, eventually, free_port
 
 ALONE = {"TASKD_NETWORK_MDNS": "false"}
@@ -89,6 +91,46 @@ def test_a_key_is_replaced_and_no_task_notices(fresh: Cluster) -> None:
     assert (view["state"], view["attempt"]) == ("running", 1)
     head.ok("POST", f"/v1/tasks/{task}/cancel")
     assert head.wait([task])[task]["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("commands", [("rotate --grace 0",), ("rotate --grace 1h", "end-grace")])
+def test_a_stolen_key_is_worthless_from_the_reload_on(fresh: Cluster, commands: tuple[str, ...]) -> None:
+    port = free_port()
+    head = fresh.add("head", "scheduler", "--listen", f"127.0.0.1:{port}", env=ALONE).start()
+    old_key = taskd("key", "show", "--role", "worker", "--key-file", str(fresh.key))
+    hands = []
+    for name in ("hand", "thief"):
+        path = fresh.directory / f"{name}.key"
+        taskd("key", "import", "--key-file", str(path), text=old_key)
+        options = ("--name", name, "--join", f"127.0.0.1:{port}")
+        hand = Daemon(fresh.directory / name, path, "worker", *options, env={**fresh.env, **ALONE})
+        hands.append(hand.start())
+    fresh.daemons += hands
+    hand, thief = hands
+    fresh.wait_for_workers(2)
+
+    for command in commands:
+        taskd("key", *command.split(), "--key-file", str(fresh.key))
+    reload(head, "the previous cluster key is accepted no more")
+    eventually(lambda: "has another cluster key" in thief.log.read_text())
+    eventually(lambda: head.ok("GET", "/v1/cluster")["workers"] == 0)
+    assert "is not taken" not in head.log.read_text()
+
+    other = taskd("key", "show", "--role", "worker", "--key-file", str(fresh.key))
+    said = taskd("key", "import", "--key-file", str(fresh.directory / "hand.key"), text=other)
+    assert "stored the worker key" in said, "it is the next one of this cluster, and needs no force"
+    reload(hand, "cluster key read again")
+    eventually(lambda: head.ok("GET", "/v1/cluster")["workers"] == 1)
+    (task,) = head.submit({"argv": ["true"]})
+    assert head.wait([task])[task]["state"] == "succeeded"
+
+
+def test_the_key_of_another_cluster_is_not_taken_by_mistake(fresh: Cluster) -> None:
+    head = fresh.add("head", "scheduler", "--listen", f"127.0.0.1:{free_port()}", env=ALONE).start()
+    foreign = SchedulerKey.generate()
+    Keys(foreign).followed_by(SchedulerKey.generate(), None).save(fresh.key, force=True)
+    reload(head, "holds the key of another cluster")
+    assert head.ok("GET", "/v1/cluster")["health"] != "down"
 
 
 def test_a_command_that_would_lose_a_key_says_so(fresh: Cluster, tmp_path: Path) -> None:
