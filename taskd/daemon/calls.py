@@ -10,13 +10,11 @@ from urllib.parse import parse_qsl, urlencode
 from taskd.api.dispatch import error_response
 from taskd.api.service import ApiRequest, ApiResponse, Caller
 from taskd.api.streams import close_stream
+from taskd.daemon.inbox import Inbox, Incoming
 from taskd.daemon.logs import log
-from taskd.errors import Overloaded, TaskdError, TooLarge, Unavailable
+from taskd.errors import TaskdError, Unavailable
 from taskd.protocol import messages as msg
 
-CALLS_PER_PEER_MAX = 1024  # Twice of what a node's socket takes.
-BODY_BYTES_MAX = 64 << 20
-BODIES_BYTES_MAX = 256 << 20  # Of one peer's calls together, while they are answered.
 TAKEN_BYTES_MIN = msg.ANSWER_BYTES_AHEAD_MAX // 4  # Said so often that the way never runs dry.
 FIRST_PART_TIMEOUT_S = 120.0  # Longer than any `wait`: the asker's own time-outs come first.
 
@@ -48,18 +46,6 @@ class _Asked:
         self.waiting_bytes = 0  # come and not yet read
 
 
-class _Incoming:
-    """A call that a peer makes: its body as it comes, then the task that answers."""
-
-    def __init__(self, request: msg.Request) -> None:
-        self.request = request
-        self.parts = [request.body]
-        self.size_bytes = len(request.body)
-        self.task: asyncio.Task[None] | None = None
-        self.ahead_bytes = 0  # of the answer: sent and not yet taken
-        self.may_go_on = asyncio.Event()
-
-
 class Calls:
     """All calls of one node, both ways."""
 
@@ -68,13 +54,13 @@ class Calls:
         self._answer = answer
         self._group = group
         self._asked: dict[tuple[int, int], _Asked] = {}
-        self._incoming: dict[int, dict[int, _Incoming]] = {}
+        self._inbox = Inbox(self._refuse)
         self._last_call = 0
 
     @property
     def open(self) -> int:
         """How many calls are under way, both ways."""
-        return len(self._asked) + sum(map(len, self._incoming.values()))
+        return len(self._asked) + self._inbox.open
 
     # -- Asking --------------------------------------------------------------------------------------------------------
 
@@ -140,9 +126,9 @@ class Calls:
         """A peer's part of a call. What belongs to no call, or to none any more, is left alone."""
         match message:
             case msg.Request():
-                self._on_request(node_id, message)
+                self._answer_whole(self._inbox.begin(node_id, message))
             case msg.RequestPart():
-                self._on_request_part(node_id, message)
+                self._answer_whole(self._inbox.go_on(node_id, message))
             case msg.Response():
                 self._on_response(node_id, message)
             case msg.ResponsePart():
@@ -174,9 +160,11 @@ class Calls:
 
     def _on_abandon(self, node_id: int, message: msg.Abandon) -> None:
         if message.is_caller:
-            incoming = self._incoming.get(node_id, {}).pop(message.call, None)
-            if incoming is not None and incoming.task is not None:
-                incoming.task.cancel()
+            incoming = self._inbox.get(node_id, message.call)
+            if incoming is not None:
+                self._inbox.remove(incoming)
+                if incoming.task is not None:
+                    incoming.task.cancel()
         elif (asked := self._asked.get((node_id, message.call))) is not None:
             asked.parts.put_nowait(BrokenOff(f"node {node_id} broke off its answer"))
 
@@ -185,63 +173,30 @@ class Calls:
         for (peer, _), asked in self._asked.items():
             if peer == node_id:
                 asked.parts.put_nowait(PeerLost(f"the connection to node {node_id} is gone"))
-        for incoming in self._incoming.pop(node_id, {}).values():
+        for incoming in self._inbox.remove_peer(node_id):
             if incoming.task is not None:
                 incoming.task.cancel()
 
     # -- Answering -----------------------------------------------------------------------------------------------------
 
-    def _on_request(self, node_id: int, message: msg.Request) -> None:
-        calls = self._incoming.setdefault(node_id, {})
-        if message.call in calls:
-            return  # A number is used once: whatever this is, it has no answer.
-        if len(calls) >= CALLS_PER_PEER_MAX:
-            self._refuse(node_id, message.call, Overloaded(f"{CALLS_PER_PEER_MAX} calls of this node are under way"))
-            return
-        calls[message.call] = _Incoming(message)
-        self._on_body(node_id, message.call, message.last)
-
-    def _on_request_part(self, node_id: int, message: msg.RequestPart) -> None:
-        incoming = self._incoming.get(node_id, {}).get(message.call)
-        if incoming is not None and incoming.task is None:
-            incoming.parts.append(message.body)
-            incoming.size_bytes += len(message.body)
-            self._on_body(node_id, message.call, message.last)
-
-    def _on_body(self, node_id: int, call: int, is_whole: bool) -> None:
-        calls = self._incoming[node_id]
-        incoming = calls[call]
-        if incoming.size_bytes > BODY_BYTES_MAX:
-            error: TaskdError = TooLarge(f"a relayed body takes at most {BODY_BYTES_MAX} bytes")
-        elif incoming.size_bytes and sum(other.size_bytes for other in calls.values()) > BODIES_BYTES_MAX:
-            error = Overloaded("the requests of this node that are under way are too large together; try again later")
-        else:
-            if is_whole:
-                incoming.task = task = self._group.create_task(self._serve(node_id, call, incoming))
-                # Not at the end of the coroutine: one that is cancelled before its first step never gets there.
-                task.add_done_callback(lambda _: self._forget(node_id, call, incoming))
-            return
-        del calls[call]
-        self._refuse(node_id, call, error)
+    def _answer_whole(self, incoming: Incoming | None) -> None:
+        """Begin with the answer to a call that has come whole."""
+        if incoming is not None:
+            incoming.task = task = self._group.create_task(self._serve(incoming))
+            # Not at the end of the coroutine: one that is cancelled before its first step never gets there.
+            task.add_done_callback(lambda _: self._inbox.remove(incoming))
 
     def _refuse(self, node_id: int, call: int, error: TaskdError) -> None:
         response = error_response(error)
         self._send(node_id, msg.Response(call, response.status, response.content_type, response.body, True))
 
-    def _forget(self, node_id: int, call: int, incoming: _Incoming) -> None:
-        calls = self._incoming.get(node_id)
-        if calls is not None and calls.get(call) is incoming:
-            del calls[call]
-            if not calls:
-                del self._incoming[node_id]
-
-    async def _serve(self, node_id: int, call: int, incoming: _Incoming) -> None:
-        message = incoming.request
+    async def _serve(self, incoming: Incoming) -> None:
+        node_id, message = incoming.node_id, incoming.request
+        call = message.call
         path, _, query = message.target.partition("?")
         caller = Caller(message.user, message.is_admin)
         fields = dict(parse_qsl(query, keep_blank_values=True))
-        body = b"".join(incoming.parts)
-        incoming.parts.clear()
+        body, incoming.body = bytes(incoming.body), b""
         try:
             response = await self._answer(
                 ApiRequest(
@@ -256,7 +211,7 @@ class Calls:
             log("error", "a call from another node failed", node=node_id, path=path, reason=repr(error))
             self._send(node_id, msg.Abandon(call, False))
 
-    async def _send_response(self, node_id: int, call: int, incoming: _Incoming, response: ApiResponse) -> None:
+    async def _send_response(self, node_id: int, call: int, incoming: Incoming, response: ApiResponse) -> None:
         status, content_type, stream = response.status, response.content_type, response.stream
         if stream is None:
             body = response.body
@@ -274,7 +229,7 @@ class Calls:
                 await close_stream(stream)
         self._send(node_id, msg.ResponsePart(call, b"", True))
 
-    async def _send_parts(self, node_id: int, call: int, incoming: _Incoming, body: bytes) -> None:
+    async def _send_parts(self, node_id: int, call: int, incoming: Incoming, body: bytes) -> None:
         """Send bytes of an answer, at the pace of its reader and of the connection."""
         for start in range(0, len(body), msg.CHUNK_BYTES_MAX):
             part = body[start : start + msg.CHUNK_BYTES_MAX]
@@ -286,7 +241,7 @@ class Calls:
             self._send(node_id, msg.ResponsePart(call, part, False))
 
     def _on_taken(self, node_id: int, message: msg.Taken) -> None:
-        incoming = self._incoming.get(node_id, {}).get(message.call)
+        incoming = self._inbox.get(node_id, message.call)
         if incoming is not None:
             incoming.ahead_bytes = max(0, incoming.ahead_bytes - message.size_bytes)
             incoming.may_go_on.set()

@@ -318,6 +318,22 @@ def answered(method: str, target: str) -> Any:
     return attack
 
 
+def many_bodies(target: Target, key: Any) -> str:
+    """Five nodes, none of which is, send bodies without an end that come to more than all may together."""
+    made = [Intruder.greeted(target.port, key, somebody(node_id=700 + index)) for index in range(5)]
+    for it in made:
+        it.say(asks(1, "POST", "/v1/tasks", last=False))
+    for _ in range(60):
+        for it in made:  # In turn: who is silent for long is taken for lost, and what it sent with it.
+            it.say(msg.RequestPart(1, bytes(1 << 20), False))
+    statuses = set()
+    for it in made:
+        it.say(asks(2, "BREW", "/"))
+        while (response := it.hear(msg.Response)).call != 2:
+            statuses.add(response.status)
+    return ",".join(map(str, sorted(statuses)))
+
+
 def frame(body: bytes) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
@@ -384,6 +400,7 @@ WITH_WORKER_KEY: dict[str, tuple[Any, str]] = {
         as_worker(asks(1, "POST", "/v1/tasks", last=False), *[msg.RequestPart(1, bytes(1 << 20), False)] * 80),
         STAYS,
     ),
+    "sends 300 MiB as the bodies of five nodes": (many_bodies, "429"),
 }  # fmt: skip
 
 

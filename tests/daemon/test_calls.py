@@ -10,6 +10,7 @@ import pytest
 
 from taskd.api.service import ApiRequest, ApiResponse, Caller
 from taskd.daemon import calls as calls_module
+from taskd.daemon import inbox as inbox_module
 from taskd.daemon.calls import BrokenOff, Calls, PeerLost
 from taskd.errors import NotFound, Unavailable
 from taskd.protocol import messages as msg
@@ -227,7 +228,7 @@ async def test_a_request_whose_client_goes_is_abandoned() -> None:
 
 
 async def test_requests_abandoned_before_they_begin_take_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls_module, "CALLS_PER_PEER_MAX", 3)
+    monkeypatch.setattr(inbox_module, "CALLS_PER_PEER_MAX", 3)
     async with joined(echo) as pair:
         for _ in range(10):
             # Request and Abandon come in one read: the task that answers is cancelled before its first step.
@@ -245,7 +246,7 @@ async def test_requests_abandoned_before_they_begin_take_nobodys_place(monkeypat
 
 
 async def test_too_many_calls_of_one_peer_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls_module, "CALLS_PER_PEER_MAX", 3)
+    monkeypatch.setattr(inbox_module, "CALLS_PER_PEER_MAX", 3)
     release = asyncio.Event()
 
     async def answer(request: ApiRequest) -> ApiResponse:
@@ -263,8 +264,8 @@ async def test_too_many_calls_of_one_peer_are_refused_in_words(monkeypatch: pyte
 
 
 async def test_bodies_that_never_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls_module, "BODY_BYTES_MAX", 3 * CHUNK)
-    monkeypatch.setattr(calls_module, "BODIES_BYTES_MAX", 4 * CHUNK)
+    monkeypatch.setattr(inbox_module, "BODY_BYTES_MAX", 3 * CHUNK)
+    monkeypatch.setattr(inbox_module, "BODIES_PER_PEER_BYTES_MAX", 4 * CHUNK)
     async with joined(echo) as pair:
         assert (await pair.ask(body=bytes(3 * CHUNK + 1))).status == 413
         half = msg.Request(1000, "ann", False, "POST", "/v1/tasks", bytes(CHUNK), False)
@@ -276,6 +277,122 @@ async def test_bodies_that_never_end_are_bounded(monkeypatch: pytest.MonkeyPatch
         assert (await pair.ask(body=bytes(CHUNK // 2))).status == 201
         for number in range(3):
             pair.to_leader.send(LEADER, msg.Abandon(1000 + number, True))
+
+
+class Peers:
+    """Any number of peers of one node, of whose messages only its answers are seen."""
+
+    def __init__(self, group: asyncio.TaskGroup, answer: Callable[[ApiRequest], Awaitable[ApiResponse]]) -> None:
+        self.calls = Calls(answer, group)
+        self.calls.mesh = self
+        self.statuses: dict[tuple[int, int], int] = {}
+
+    def send(self, node_id: int, message: msg.Message) -> bool:
+        if isinstance(message, msg.Response):
+            self.statuses[node_id, message.call] = message.status
+        return True
+
+    async def drained(self, node_id: int) -> None:
+        await asyncio.sleep(0)
+
+    def begin(self, node_id: int, call: int, body: bytes = b"", *, last: bool = False) -> None:
+        self.calls.on_message(node_id, msg.Request(call, "ann", False, "POST", "/v1/tasks", body, last))
+
+    def go_on(self, node_id: int, call: int, body: bytes = b"", *, last: bool = False) -> None:
+        self.calls.on_message(node_id, msg.RequestPart(call, body, last))
+
+
+async def test_many_peers_together_hold_no_more_than_all_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module, "BODIES_BYTES_MAX", 4 * CHUNK)
+
+    async def answer(request: ApiRequest) -> ApiResponse:
+        return ApiResponse(201)
+
+    async with asyncio.TaskGroup() as group:
+        peers = Peers(group, answer)
+        for node_id in range(10):
+            peers.begin(node_id, 1, bytes(CHUNK))
+        assert peers.statuses == {(node_id, 1): 429 for node_id in range(4, 10)}, "the first ones stay"
+        assert peers.calls.open == 4
+        peers.begin(11, 1, last=True)  # Without a body: it takes no room.
+        await turns()
+        assert peers.statuses[11, 1] == 201
+        for node_id in range(4):
+            peers.calls.peer_down(node_id)
+        peers.begin(12, 1, bytes(4 * CHUNK), last=True)
+        await turns()
+        assert peers.statuses[12, 1] == 201, "what has gone takes no room"
+        peers.begin(13, 1, bytes(4 * CHUNK), last=True)
+        await turns()
+        assert peers.statuses[13, 1] == 201, "what was answered takes no room"
+        assert peers.calls.open == 0
+
+
+async def test_many_peers_together_have_no_more_calls_than_all_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module, "CALLS_MAX", 3)
+    async with asyncio.TaskGroup() as group:
+        peers = Peers(group, echo)
+        for node_id in range(4):
+            peers.begin(node_id, 1)
+        assert peers.statuses == {(3, 1): 429}
+        for node_id in range(3):
+            peers.go_on(node_id, 1, last=True)
+        await turns()
+        assert peers.statuses == {(0, 1): 201, (1, 1): 201, (2, 1): 201, (3, 1): 429}
+        peers.begin(3, 2, last=True)
+        await turns()
+        assert peers.statuses[3, 2] == 201
+
+
+async def test_what_has_no_end_for_long_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module, "BODIES_BYTES_MAX", 4 * CHUNK)
+    monkeypatch.setattr(inbox_module, "BODY_STALE_S", 0.0)
+    release = asyncio.Event()
+
+    async def answer(request: ApiRequest) -> ApiResponse:
+        await release.wait()
+        return await echo(request)
+
+    async with asyncio.TaskGroup() as group:
+        peers = Peers(group, answer)
+        peers.begin(1, 1, bytes(CHUNK), last=True)  # Being answered: it stays.
+        peers.begin(2, 1, bytes(CHUNK))
+        peers.begin(3, 1, bytes(2 * CHUNK))
+        peers.begin(4, 1, bytes(CHUNK))
+        assert peers.statuses == {(2, 1): 429}
+        peers.go_on(2, 1, bytes(CHUNK), last=True)  # More of what was given up.
+        peers.go_on(4, 1, bytes(CHUNK), last=True)
+        assert peers.statuses == {(2, 1): 429, (3, 1): 429}
+        peers.begin(5, 1, bytes(CHUNK), last=True)
+        peers.begin(6, 1, bytes(CHUNK), last=True)
+        assert peers.statuses == {(2, 1): 429, (3, 1): 429, (6, 1): 429}, "nothing is left that could make room"
+        release.set()
+        await turns()
+        assert {node_id for (node_id, _), status in peers.statuses.items() if status == 201} == {1, 4, 5}
+        assert peers.calls.open == 0
+
+
+async def test_a_body_that_does_not_end_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module, "BODY_TIMEOUT_S", 0.0)
+    release = asyncio.Event()
+
+    async def answer(request: ApiRequest) -> ApiResponse:
+        await release.wait()
+        return await echo(request)
+
+    async with asyncio.TaskGroup() as group:
+        peers = Peers(group, answer)
+        peers.begin(1, 1)
+        peers.begin(2, 1, b"half")
+        peers.go_on(2, 1, b"whole", last=True)
+        peers.begin(3, 1, b"whole", last=True)
+        await turns()
+        assert peers.statuses == {(1, 1): 408}
+        peers.go_on(1, 1, b"too late", last=True)
+        release.set()
+        await turns()
+        assert peers.statuses == {(1, 1): 408, (2, 1): 201, (3, 1): 201}, "an answer may take as long as it likes"
+        assert peers.calls.open == 0
 
 
 async def test_a_connection_that_breaks_ends_all_calls_on_it() -> None:
