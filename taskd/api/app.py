@@ -89,7 +89,7 @@ def serve_https(
     budgets: Budgets | None = None,
 ) -> ApiServer:
     """Answer over TLS at these addresses until closed, whoever has a token. Raises ConfigError."""
-    context = server_context(certificate, key)
+    context, fingerprint = server_context(certificate, key), fingerprint_of(certificate)
     server = ApiServer(service, TokenDoor(bearers), body_bytes_max, budgets)
     sockets = []
     try:
@@ -102,7 +102,7 @@ def serve_https(
     listeners = [TlsListener(made, context, server.protocol) for made in sockets]
     server.listeners += listeners
     where = ",".join(listener.address for listener in listeners)
-    _log.info("the API listens: address=%s fingerprint=%s", where, fingerprint_of(certificate))
+    _log.info("the API listens: address=%s fingerprint=%s", where, fingerprint)
     return server
 
 

@@ -15,7 +15,7 @@ from taskd.api.https import is_free, own_certificate
 from taskd.api.service import Service
 from taskd.config import Config, key_path, tokens_path
 from taskd.daemon.logs import log
-from taskd.errors import AlreadyRunning
+from taskd.errors import AlreadyRunning, ConfigError
 
 RETRY_S = 2.0
 
@@ -49,11 +49,18 @@ class Https:
         return True
 
     async def keep_trying(self) -> None:
-        """Serve as soon as the port is free."""
+        """Serve as soon as the port is free. A certificate that cannot be used by then, as while it is being renewed, is
+        waited for: this daemon has tasks that run."""
+        said = ""
         while not self._is_closed:
             await asyncio.sleep(RETRY_S)
-            if not self._is_closed and self._is_free() and self.open():
-                return
+            try:
+                if not self._is_closed and self._is_free() and self.open():
+                    return
+            except ConfigError as error:
+                if error.message != said:
+                    said = error.message
+                    log("error", "the API is not served over HTTPS here, until that can be used", reason=said)
 
     def _is_free(self) -> bool:
         return all(is_free(address) for address in self._api.listen)
