@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -34,6 +35,7 @@ from taskd.store.base import Query, Store
 READ_WAIT_S = 1.0  # A read during a change of leaders waits for the next one: our own copy may lack what it has.
 AWAY_CHECK_S = 1.0
 ROWS_MAX = 1000
+SCHEMAS_REMEMBERED = 1000  # Of which we know whether they are any; up to 64 KiB each.
 
 
 class DaemonService:
@@ -286,12 +288,14 @@ class DaemonService:
         return self._views.node_name(node_id)
 
     def handlers(self) -> list[HandlerView]:
-        """All types of handlers on offer, by type and version."""
+        """All types of handlers on offer, by type and version; those whose schema is none are left out."""
         found: dict[tuple[str, str, bytes, int, float], HandlerView] = {}
         for worker in self._scheduler.roster:
             if not worker.is_here:
                 continue
             for handler in worker.offer.handlers:
+                if not _is_json_object(handler.schema):
+                    continue  # Of a worker that means no good: it would break this answer for everybody.
                 key = (handler.type, handler.version, handler.schema, handler.retries, handler.timeout_s)
                 view = found.get(key)
                 if view is None:
@@ -333,3 +337,12 @@ class DaemonService:
     async def list(self, query: Query) -> list[TaskRow]:
         """One page, newest first."""
         return await self._store.list(query)
+
+
+@lru_cache(SCHEMAS_REMEMBERED)
+def _is_json_object(text: bytes) -> bool:
+    """Whether bytes that another node sent can be passed on as a JSON object."""
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False

@@ -6,8 +6,10 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from taskd.api.cluster_types import Handlers
 from taskd.api.service import OwnReads
 from taskd.core import events as ev
 from taskd.core.counts import Counts
@@ -22,7 +24,7 @@ from taskd.daemon.hub import Hub
 from taskd.daemon.service import DaemonService
 from taskd.daemon.shell import Answered, monotonic
 from taskd.errors import DiskFull
-from taskd.protocol.messages import NodeInfo, NodeRow, TaskRow, Term
+from taskd.protocol.messages import HandlerInfo, NodeInfo, NodeRow, TaskRow, Term
 
 OWN, OTHER, THIRD, WORKER = 5, 1, 8, 9
 
@@ -385,3 +387,21 @@ async def test_a_full_disk_takes_nothing_new_and_knows_what_it_has(stage: Stage)
     stage.store.free = 1 << 40
     stage.service._free_checked_s -= 2.0
     assert stage.service.cluster().health == "ok"
+
+
+# -- What workers say --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [b"", b"{", b"no", b"{}, {}", b"[]", b"true", b'"text"', b'{"a": "\xff"}', b"\xff", b"{'a': 1}", b'{"a":' * 20_000],
+)
+async def test_a_schema_that_is_none_breaks_nobodys_view_of_the_handlers(stage: Stage, schema: bytes) -> None:
+    stage.lead()
+    stage.hire()
+    (worker,) = stage.scheduler.roster
+    good = HandlerInfo("resize", b'{"type": "object"}')
+    worker.offer.handlers = (HandlerInfo("hostile", schema), good)
+    shown = msgspec.json.decode(msgspec.json.encode(Handlers(stage.service.handlers())))
+    (handler,) = shown["handlers"]
+    assert (handler["type"], handler["schema"], handler["nodes"]) == ("resize", {"type": "object"}, [WORKER])
