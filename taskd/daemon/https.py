@@ -49,8 +49,8 @@ class Https:
         return True
 
     async def keep_trying(self) -> None:
-        """Serve as soon as the port is free. A certificate that cannot be used by then, as while it is being renewed, is
-        waited for: this daemon has tasks that run."""
+        """Serve as soon as the port is free. A certificate that cannot be used by then, as while it is being renewed,
+        is waited for: this daemon has tasks that run."""
         said = ""
         while not self._is_closed:
             await asyncio.sleep(RETRY_S)
