@@ -74,7 +74,8 @@ class LaunchedCommandKind:
             type=spec.type,
             argv=spec.argv,
             shell=spec.shell,
-            env={**spec.env, **spec.secrets},
+            env=spec.env,
+            secrets=spec.secrets,  # By themselves: what the launcher says of a failed start must not name one.
             cwd=spec.cwd,
             resources=spec.resources,
         )

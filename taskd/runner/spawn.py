@@ -171,10 +171,12 @@ def working_directory(spec: TaskSpec, capture: Surroundings) -> str:
 def spawn_error(error: Exception, spec: TaskSpec, environment: dict[str, str], directory: str) -> ErrorInfo:
     """What kept a task from starting: the kind of error, and what is wrong with what, on this worker."""
     program = SHELL if spec.shell else next(iter(spec.argv), "")
-    return error_info(type(error).__name__, _explain(error, program, environment, directory))
+    # What is said here is kept with the task and shown to whoever reads it.
+    path = environment.get("PATH", "") if "PATH" not in spec.secrets else "a secret"
+    return error_info(type(error).__name__, _explain(error, program, path, directory))
 
 
-def _explain(error: Exception, program: str, environment: dict[str, str], directory: str) -> str:
+def _explain(error: Exception, program: str, path: str, directory: str) -> str:
     if not isinstance(error, OSError):  # A NUL byte, text that is no UTF-8, "=" in the name of a variable.
         return f"cannot run {program!r}: {error}"
     if error.errno == errno.E2BIG:
@@ -183,7 +185,7 @@ def _explain(error: Exception, program: str, environment: dict[str, str], direct
         return f"cannot enter the working directory {directory!r}: {error.strerror}"
     if error.errno == errno.ENOENT:
         if "/" not in program:
-            return f"there is no program {program!r} on this worker (PATH is {environment.get('PATH', '')})"
+            return f"there is no program {program!r} on this worker (PATH is {path})"
         if os.path.exists(os.path.join(directory, program)):
             return f"cannot run {program!r}: the interpreter that its first line names does not exist on this worker"
         return f"there is no program {program!r} on this worker"

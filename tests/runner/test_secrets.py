@@ -154,6 +154,31 @@ async def test_a_command_has_it_in_a_variable_and_nowhere_else(vault: Vault, tmp
     assert VALUE.encode() not in end.told.report
 
 
+async def of_no_program(vault: Vault, stage: Stage) -> None:
+    """Start what is not there, with a secret as its PATH."""
+    vault.add("key")
+    spec = TaskSpec("command", owner="alice", argv=("no-such-program",), secrets={"PATH": "key"})
+    known = vault.secrets.into(Begin(new_key(), spec))
+    assert isinstance(known, Begin)
+    stage.kind.start([known])
+    end = await stage.end_of(known.key)
+    assert end.outcome is Outcome.SPAWN_FAILED
+    assert b"there is no program 'no-such-program' on this worker (PATH is a secret)" in end.told.report
+    assert VALUE.encode() not in end.told.report
+
+
+async def test_a_program_that_is_not_found_tells_no_secret(vault: Vault, tmp_path: Path) -> None:
+    async with Stage(tmp_path) as stage:
+        await of_no_program(vault, stage)
+
+
+@needs_root
+async def test_nor_does_one_that_a_launcher_does_not_find(vault: Vault) -> None:
+    with open_directory() as directory:
+        async with LaunchStage(directory) as stage:
+            await of_no_program(vault, stage)
+
+
 @needs_root
 async def test_a_launched_command_has_it_too(vault: Vault) -> None:
     vault.add("key")
