@@ -172,7 +172,7 @@ async def metrics(request: ApiRequest, service: Service) -> ApiResponse:
 
 async def backup(request: ApiRequest, service: Service) -> ApiResponse:
     """A consistent copy of what this scheduler keeps."""
-    return ApiResponse(content_type=TAR_TYPE, stream=service.backup())
+    return ApiResponse(content_type=TAR_TYPE, stream=service.backup(), did="gave a backup")
 
 
 async def root(request: ApiRequest, service: Service) -> ApiResponse:

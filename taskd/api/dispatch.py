@@ -38,7 +38,7 @@ async def dispatch(request: ApiRequest, service: Service, *, is_relayed: bool = 
     except TaskdError as error:
         return error_response(error)
     response = await _by_route(route, argument, request, service, is_relayed=is_relayed)
-    if route.changes:
+    if route.changes or route.gives_all:
         service.audit(request, response)
     return response
 

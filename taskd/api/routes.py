@@ -49,6 +49,7 @@ class Route(Struct, frozen=True):
     by_node_for_nodes: bool = False
     makes_tasks: bool = False
     changes: bool = False  # something, so that it is audited
+    gives_all: bool = False  # of what the cluster keeps: audited too, though it changes nothing
     # It only reads tasks: those that this names, any where it gives None. A standby may know enough to answer.
     reads: Callable[[ApiRequest], list[bytes] | None] | None = None
     # A stream that breaks off is asked for again, of the next leader, where its lines are results, each of which is
@@ -160,7 +161,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET", "/v1/backup", cluster.backup, "A consistent copy of what this scheduler keeps, as a tar file",
-        {TAR: ()}, by_leader=False, needs_admin=True, errors=(409, 507),
+        {TAR: ()}, by_leader=False, needs_admin=True, gives_all=True, errors=(409, 507),
     ),
     Route("GET", "/metrics", cluster.metrics, "Figures for Prometheus", {TEXT: ()}, by_leader=False),
     Route("GET", "/openapi.json", openapi, "This description", {JSON: (dict[str, Any],)}, by_leader=False),

@@ -48,7 +48,7 @@ class ApiResponse(Struct, frozen=True):
     content_type: str = "application/json"
     body: bytes = b""
     stream: AsyncIterator[bytes] | None = None
-    did: str = ""  # for the audit: what was changed; known where it was
+    did: str = ""  # for the audit: what was changed or given; known where it was
 
 
 class HandlerDefaults(Struct, frozen=True):
@@ -98,7 +98,7 @@ class Service(Protocol):
         """A fresh UUIDv7. Those that count on from it in its last 31 bits are fresh too."""
 
     def audit(self, request: ApiRequest, response: ApiResponse) -> None:
-        """Note a request that was to change something."""
+        """Note a request that was to change something, or to have all that there is."""
 
     # The following are only called while `leads`; those that read tasks also where `own_reads` allows it.
 

@@ -1,4 +1,4 @@
-"""Who has changed what: a line of JSON for each request that was to change something, whatever came of it.
+"""Who has changed what, or has had a backup: a line of JSON for each request that was to, whatever came of it.
 
 It goes to a file of its own, which is only ever added to; all but plain submissions, of which there may be thousands a
 second, go to the log too. No params, commands, environments or other bodies are in it: who, what, which tasks, when.
@@ -68,8 +68,9 @@ class AuditLog:
             response.status, query, response.did,
         )  # fmt: skip
         if request.path != _SUBMISSION:
+            done, refused = ("changed", "change refused") if request.method == "POST" else ("given", "refused")
             log(
-                "info", "changed" if response.status < 400 else "change refused", user=entry.user, source=entry.source,
+                "info", done if response.status < 400 else refused, user=entry.user, source=entry.source,
                 path=entry.path, status=entry.status, did=entry.did,
             )  # fmt: skip
         if self._bytes_max:

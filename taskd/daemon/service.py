@@ -104,7 +104,7 @@ class DaemonService:
         return self._shell.utc()
 
     def audit(self, request: ApiRequest, response: ApiResponse) -> None:
-        """Note a request that was to change something."""
+        """Note a request that was to change something, or to have all that there is."""
         if self._audit_log is not None:
             self._audit_log.record(request, response, self.now_s())
 

@@ -153,6 +153,15 @@ async def test_an_unexpected_error_in_a_stream(service: FakeService, caplog: pyt
     assert service.open_streams == 0
 
 
+async def test_whoever_has_or_wants_a_backup_is_audited(service: FakeService) -> None:
+    await service.ask("GET", "/v1/backup", caller=ROOT)
+    await service.ask("GET", "/v1/backup", caller=ALICE)
+    await service.ask("GET", "/v1/backup", caller=ROOT, is_relayed=True)
+    assert [(asked.caller, answered.status, answered.did) for asked, answered in service.audited] == [
+        (ROOT, 200, "gave a backup"), (ALICE, 403, ""), (ROOT, 403, ""),
+    ]  # fmt: skip
+
+
 async def test_what_was_to_change_something_is_audited_and_nothing_else(service: FakeService) -> None:
     await service.ask("POST", "/v1/tasks", {"argv": ["a"]})
     await service.ask("POST", "/v1/nodes/8/drain")

@@ -16,8 +16,9 @@ from taskd.daemon.audit import AuditLog
 NOW_S = 1_800_000_000.25
 
 
-def record(audit: AuditLog, path: str = "/v1/tasks", status: int = 200, **options: Any) -> None:
-    request = ApiRequest("POST", path, {"wait": "5"}, Caller("ann", False), b"secret body", source="pid 7 uid 1000")
+def record(audit: AuditLog, path: str = "/v1/tasks", status: int = 200, method: str = "POST") -> None:
+    caller = Caller("ann", False)
+    request = ApiRequest(method, path, {"wait": "5"}, caller, b"secret body", source="pid 7 uid 1000")
     audit.record(request, ApiResponse(status, did="submitted 1"), NOW_S)
 
 
@@ -85,7 +86,9 @@ def test_all_but_submissions_go_to_the_log_too(tmp_path: Path, caplog: pytest.Lo
         record(audit)
         record(audit, "/v1/nodes/7/drain")
         record(audit, "/v1/tasks/cancel", status=403)
-    assert [it.message for it in caplog.records] == ["changed", "change refused"]
+        record(audit, "/v1/backup", method="GET")
+        record(audit, "/v1/backup", status=403, method="GET")
+    assert [it.message for it in caplog.records] == ["changed", "change refused", "given", "refused"]
     assert not list(tmp_path.iterdir())
 
 
