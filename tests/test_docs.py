@@ -139,6 +139,17 @@ def test_variables_of_settings_exist(path):
         assert variable in known, f"there is no setting for {variable}"
 
 
+_FOREIGN = re.compile(r"\bpip install (?:-\S+ )*taskd(?![-\w*])")
+
+
+def test_nobody_is_sent_to_a_package_index_for_this_program():
+    """What has its name there is another program."""
+    texts = [*DOCUMENTS, *ROOT.glob("config/*"), *ROOT.glob("taskd/**/*.py")]
+    assert [name_of(path) for path in texts if _FOREIGN.search(path.read_text())] == []
+    assert _FOREIGN.search("`pip install --upgrade taskd`")
+    assert not _FOREIGN.search("pip install ./taskd-*.whl")
+
+
 def test_the_documents_are_looked_at():
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/configuration.md"} <= {*map(name_of, DOCUMENTS)}
 

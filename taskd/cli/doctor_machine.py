@@ -140,7 +140,7 @@ def _sqlite(settings: Config) -> Finding:
     try:
         import apsw
     except ImportError as error:
-        return Finding(FAIL, "sqlite", f"apsw cannot be loaded: {error}", "install taskd again: pip install taskd")
+        return Finding(FAIL, "sqlite", f"apsw cannot be loaded: {error}", "install taskd again, with its wheel")
     text: str = apsw.sqlite_lib_version()
     major, minor, patch, *_ = (int(part) for part in text.split("."))
     mended = SQLITE_MENDED.get((major, minor))
