@@ -9,13 +9,20 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+import click
+
 from taskd.cli.session import Session
+from taskd.cli.terminal import TerminalFilter
 from taskd.client import calls
 from taskd.client.call import Patience, error_from, is_worth_repeating
 from taskd.client.errors import ApiError, ConnectionLost
 from taskd.client.lines import LineSplitter
 
 BOTH = ("stdout", "stderr")
+
+raw_option = click.option(
+    "--raw", "is_raw", is_flag=True, help="Let what it writes command the terminal: move the cursor, set its title."
+)
 
 Json = dict[str, Any]
 
@@ -31,6 +38,7 @@ class Follower:
         self,
         session: Session,
         task_id: str,
+        printer: Printer,
         *,
         streams: Collection[str] = BOTH,
         attempt: int | None = None,
@@ -39,6 +47,7 @@ class Follower:
     ) -> None:
         self._session = session
         self._call = calls.output(task_id, "both", follow=True, attempt=attempt)
+        self._printer = printer
         self._streams = streams
         self._on_silence = on_silence
         self._silence_s = silence_s
@@ -51,6 +60,7 @@ class Follower:
         while True:
             try:
                 self._follow()
+                self._printer.end()
                 return
             except (ConnectionLost, ApiError) as error:
                 delay_s = None
@@ -88,12 +98,29 @@ class Follower:
         if fresh:
             self._passed[key] = begin + len(data)
             if name in self._streams:
-                write(name, fresh)
+                self._printer.write(name, fresh)
 
 
-def write(stream: str, data: bytes) -> None:
-    """Write bytes to our own stdout or stderr, at once."""
-    file = sys.stdout if stream == "stdout" else sys.stderr
-    file.flush()
-    file.buffer.write(data)
-    file.buffer.flush()
+class Printer:
+    """Passes the bytes of tasks on to our own stdout and stderr at once: as they are into files and pipes, and where
+    `is_raw`; without what could command a terminal where it is one."""
+
+    def __init__(self, *, is_raw: bool = False) -> None:
+        self._files = {"stdout": sys.stdout, "stderr": sys.stderr}
+        self._filters = {name: TerminalFilter() for name, file in self._files.items() if file.isatty() and not is_raw}
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Write bytes to our own stdout or stderr."""
+        filter = self._filters.get(stream)
+        self._put(stream, data if filter is None else filter.feed(data))
+
+    def end(self) -> None:
+        """Write what was held back: the last bytes may be half a character."""
+        for stream, filter in self._filters.items():
+            self._put(stream, filter.end())
+
+    def _put(self, stream: str, data: bytes) -> None:
+        file = self._files[stream]
+        file.flush()
+        file.buffer.write(data)
+        file.buffer.flush()

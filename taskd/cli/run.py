@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from taskd.cli.following import Follower
+from taskd.cli.following import Follower, Printer, raw_option
 from taskd.cli.outcome import exit_code_of, text_of
 from taskd.cli.output import short, warn
 from taskd.cli.session import Session, talks
@@ -45,20 +45,22 @@ task and waits for its end; once more leaves at once. The input is empty, and no
 )
 @click.argument("command", nargs=-1, metavar="[--] [CMD]...")
 @click.option("--shell", metavar="LINE", help="A line for the shell instead of a command.")
+@raw_option
 @task_options
 @talks
-def run(session: Session, *, command: tuple[str, ...], shell: str | None, options: Json) -> int:
+def run(session: Session, *, command: tuple[str, ...], shell: str | None, is_raw: bool, options: Json) -> int:
     """Run a command on whichever worker has room; print what it writes, and end with its exit code."""
     task = {**what_to_do(command, shell=shell), **options, "id": new_id()}
     session.be_patient()
-    return Run(session, task).run()
+    return Run(session, task, Printer(is_raw=is_raw)).run()
 
 
 class Run:
     """One task, from its submission to its end."""
 
-    def __init__(self, session: Session, task: Json) -> None:
+    def __init__(self, session: Session, task: Json, printer: Printer) -> None:
         self._session = session
+        self._printer = printer
         self._task = task
         self._id: str = task["id"]
         self._is_submitted = False
@@ -87,7 +89,7 @@ class Run:
         self._is_submitted = True
         if self._signal:
             self._cancel()
-        Follower(self._session, self._id, on_silence=self._on_silence, silence_s=SILENCE_S).run()
+        Follower(self._session, self._id, self._printer, on_silence=self._on_silence, silence_s=SILENCE_S).run()
         result = self._result()
         sys.stdout.flush()
         if self._signal:
