@@ -93,7 +93,9 @@ async def _find_view(request: ApiRequest, service: Service) -> ClusterView:
             response = await service.relay(ask)
         seen = _read_view(response.body)
         if seen.by_leader:
-            return replace(seen, node_id=own.node_id, name=own.name, roles=own.roles, version=own.version)
+            return replace(
+                seen, node_id=own.node_id, name=own.name, roles=own.roles, version=own.version, state_dir=own.state_dir
+            )  # fmt: skip
     except (TaskdError, TimeoutError, msgspec.DecodeError):
         pass  # Being in trouble is what it is asked about most.
     own = service.cluster()

@@ -46,7 +46,7 @@ class Nodes(Wire, frozen=True, omit_defaults=False):
     nodes: list[NodeView]
 
 
-class SchedulerView(Wire, frozen=True, omit_defaults=False):
+class SchedulerView(Wire, frozen=True, omit_defaults=False, forbid_unknown_fields=False):
     """One scheduler, and how far its copy of the tasks is behind the leader's: in commits, and for how many seconds.
     Null where the node that answers cannot tell. `seen` says of one that is away when it was last known to be here, and
     `copied` of one that catches up how many tasks it was sent so far."""
@@ -61,10 +61,13 @@ class SchedulerView(Wire, frozen=True, omit_defaults=False):
     copied: int | None = None
 
 
-class ClusterView(Wire, frozen=True, omit_defaults=False):
+class ClusterView(Wire, frozen=True, omit_defaults=False, forbid_unknown_fields=False):
     """The cluster in one look, as the leader sees it; where none is reached, as the node that is asked does. `term`
     counts changes of leaders, `why` says what is wrong where `health` is not ok. Only the leader can tell (`by_leader`)
-    how many workers, slots and tasks there are, and why it takes no new tasks (`refuses`, empty where it does)."""
+    how many workers, slots and tasks there are, and why it takes no new tasks (`refuses`, empty where it does). Of the
+    workers and slots, those `drained` get no new tasks. `state_dir` is of the node that was asked.
+
+    A leader that is newer than the node that asks it may say more."""
 
     cluster: str
     node_id: int  # of the node that was asked
@@ -85,6 +88,9 @@ class ClusterView(Wire, frozen=True, omit_defaults=False):
     replicas: list[SchedulerView]  # every scheduler that is known, the leader first
     by_leader: bool = True
     refuses: str = ""
+    workers_drained: int = 0
+    slots_drained: int = 0
+    state_dir: str = ""
 
 
 class HandlerView(Wire, frozen=True, omit_defaults=False):

@@ -47,13 +47,13 @@ def _print_status(found: Json) -> None:
     nodes = [plural(found["schedulers"], "scheduler")]
     is_told = found["by_leader"]  # Only the leader counts workers and tasks.
     if is_told:
-        nodes.append(plural(found["workers"], "worker"))
+        nodes.append(_workers_text(found))
     alone = "" if is_told else ", which knows no more without a leader"
     print_fields([
         ("why", clean(found["why"]).replace("; ", "\n")),
         ("leader", leader + (f", term {found['term']}" if found["term"] is not None else "")),
         ("nodes", ", ".join(nodes)),
-        ("slots", f"{found['slots']:,}, {found['running']:,} busy" if is_told else ""),
+        ("slots", _slots_text(found) if is_told else ""),
         ("unfinished", (tasks or "no tasks") if is_told else ""),
         ("durability", _durability_text(found) if is_told else ""),
         ("asked", f"{clean(found['name'])} (id {found['node_id']}, {'+'.join(found['roles'])}){alone}"),
@@ -76,6 +76,16 @@ def _print_status(found: Json) -> None:
         if not any(row[-1] for row in rows):
             columns, rows = columns[:-1], [row[:-1] for row in rows]
         print_table(columns, rows, flexible=columns[-1])
+
+
+def _workers_text(found: Json) -> str:
+    drained = found.get("workers_drained", 0)  # A daemon that is yet to be upgraded does not say.
+    return plural(found["workers"], "worker") + (f" ({drained:,} drained)" if drained else "")
+
+
+def _slots_text(found: Json) -> str:
+    drained = found.get("slots_drained", 0)
+    return f"{found['slots']:,}, {found['running']:,} busy" + (f", {drained:,} drained" if drained else "")
 
 
 def _durability_text(found: Json) -> str:

@@ -25,12 +25,36 @@ from taskd.version import VERSION
 Json = dict[str, Any]
 
 
-@click.command("doctor", epilog="\b\nThe exit code is 1 where something fails.")
+@click.command(
+    "doctor",
+    epilog="""\b
+Examples:
+  taskd doctor
+  taskd doctor --state-dir /srv/taskd       of a daemon that does not answer, and has its state elsewhere
+  taskd doctor --access laptop.access       what can be seen of a daemon and its cluster from another machine
+
+The exit code is 1 where something fails.""",
+)
+@click.option("--config", metavar="F", type=click.Path(dir_okay=False), help="The file with the daemon's settings.")
+@click.option(
+    "--state-dir",
+    metavar="D",
+    type=click.Path(file_okay=False),
+    help="Where its state is; else what the daemon says, or its settings.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @talks
-def doctor(session: Session, *, as_json: bool) -> int:
+def doctor(session: Session, *, config: str | None, state_dir: str | None, as_json: bool) -> int:
     """Check this machine and its daemon, and say what to do about what is wrong."""
-    findings = [*look_at_machine(), *_daemon(session)]
+    is_remote = session.transport.is_remote
+    if is_remote and (config or state_dir):
+        raise click.UsageError("--config and --state-dir are for a daemon of this machine, and --access names another")
+    found = _ask(session)
+    findings: list[Finding] = []
+    if not is_remote:  # The machine of whoever looks at another one's daemon need be no node.
+        told = "" if isinstance(found, Finding) else found.get("state_dir", "")
+        findings += look_at_machine(Path(config) if config else None, state_dir or told)
+    findings += [found] if isinstance(found, Finding) else _daemon(session, found)
     if as_json:
         print_json([finding._asdict() for finding in findings])
     else:
@@ -46,17 +70,22 @@ def doctor(session: Session, *, as_json: bool) -> int:
 # -- The daemon and its cluster ----------------------------------------------------------------------------------------
 
 
-def _daemon(session: Session) -> Iterator[Finding]:
+def _ask(session: Session) -> Json | Finding:
+    """What the daemon says of the cluster, or why it does not."""
     try:
-        found = session.ask(calls.cluster())
+        found: Json = session.ask(calls.cluster())
     except TaskdError as error:
-        yield Finding(FAIL, "daemon", error.message)
-        return
+        return Finding(FAIL, "daemon", error.message)
+    return found
+
+
+def _daemon(session: Session, found: Json) -> Iterator[Finding]:
     path = session.transport.path
     yield Finding(OK, "daemon", f"{found['name']} ({'+'.join(found['roles'])}) answers on {path}")
-    yield _socket(path)
-    if "worker" in found["roles"]:
-        yield _delegation(path)
+    if not session.transport.is_remote:
+        yield _socket(path)
+        if "worker" in found["roles"]:
+            yield _delegation(path)
     if found["version"] != VERSION:
         advice = "restart the daemon after an upgrade"
         yield Finding(WARN, "version", f"the daemon has {found['version']}, this command {VERSION}", advice)
@@ -83,6 +112,9 @@ def _workers(nodes: list[Json]) -> Finding:
     workers = [node for node in nodes if "worker" in node["roles"]]
     up = [node for node in workers if node["state"] == "up"]
     others = [f"{node['name']} is {node['state']}" for node in workers if node["state"] != "up"]
+    drained = [node["name"] for node in workers if node["state"] in ("draining", "drained")]
+    if not up and drained:
+        return Finding(FAIL, "workers", "; ".join(others), f"use one again: taskd node resume {drained[0]}")
     if not up:
         return Finding(FAIL, "workers", "; ".join(others) or "there are none", "start one: taskd start --role worker")
     if any(node["state"] == "lost" for node in workers):

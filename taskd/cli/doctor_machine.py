@@ -32,15 +32,17 @@ CONTROLLERS = ("cpu", "memory", "pids")
 # -- This machine ------------------------------------------------------------------------------------------------------
 
 
-def look_at_machine() -> Iterator[Finding]:
-    """All findings about this machine."""
+def look_at_machine(file: Path | None, state_dir: str) -> Iterator[Finding]:
+    """All findings about this machine. `file`: the settings, None for the usual ones. `state_dir`: where the state is,
+    empty for what they say."""
     from taskd import config
 
+    overrides = {"node.state_dir": state_dir} if state_dir else {}
     try:
-        settings = config.load(None, os.environ, {})
+        settings = config.load(file, os.environ, overrides)
     except TaskdError as error:
         yield Finding(FAIL, "settings", error.message, "mend the file or the variable, then: taskd config check")
-        settings = config.Config()
+        settings = config.Config(config.NodeSettings(state_dir=state_dir))
     else:
         yield Finding(OK, "settings", "fine")
     checks: tuple[Callable[[Config], Finding], ...] = (

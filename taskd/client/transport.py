@@ -150,6 +150,11 @@ class Transport:
             self._path, self._remote = find_daemon(self._told_path, self._access)
         return self._path
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the daemon is one on another machine, named by an access file."""
+        return find_access(self._access, self._told_path) is not None
+
     def request(self, call: Call) -> bytes:
         """The whole body of the answer. Raises ApiError, NoDaemon, ConnectionLost, ProtocolError."""
         return self._with_patience(call, lambda: self._open(call).read_all(call.timeout_s))

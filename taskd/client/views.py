@@ -221,7 +221,8 @@ class Scheduler(View, frozen=True):
 class Cluster(View, frozen=True):
     """The cluster in one look, as the leader sees it, or the node that is asked where it reaches none. `tasks` counts
     the unfinished ones by state, `term` the changes of leaders; `durability` is local or replicated. Only the leader
-    can tell (`by_leader`) how many workers, slots and tasks there are, and why it takes no new ones (`refuses`)."""
+    can tell (`by_leader`) how many workers, slots and tasks there are, and why it takes no new ones (`refuses`). Of the
+    workers and slots, those `drained` get no new tasks. `state_dir` is of the node that was asked."""
 
     cluster: str
     node_id: int
@@ -242,6 +243,9 @@ class Cluster(View, frozen=True):
     replicas: list[Scheduler] = []
     by_leader: bool = True
     refuses: str = ""
+    workers_drained: int = 0
+    slots_drained: int = 0
+    state_dir: str = ""
 
 
 class Handler(View, frozen=True):

@@ -201,7 +201,7 @@ class Daemon:
         service = DaemonService(
             shell, calls, config.node.cluster, mesh.peers, read_output, metrics, config.scheduler.free_disk_min_bytes,
             None if store is None else Backups(store, info, config.node.cluster, config.scheduler.free_disk_min_bytes),
-            self._audit(stack, state),
+            self._audit(stack, state), str(state.path.absolute()),
         )  # fmt: skip
 
         if store is not None:

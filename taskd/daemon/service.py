@@ -52,11 +52,12 @@ class DaemonService:
         free_disk_min_bytes: int,
         backups: Backups | None = None,
         audit_log: AuditLog | None = None,
+        state_dir: str = "",
     ) -> None:
         self._shell = shell
         self._node = shell.node
         self._calls = calls
-        self._views = Views(shell, cluster, peers)
+        self._views = Views(shell, cluster, peers, state_dir)
         self._peers = peers
         self._relay = Relay(shell, calls, lambda request: dispatch(request, self, is_relayed=True))
         self._read_output = read_output

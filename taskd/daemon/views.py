@@ -20,6 +20,7 @@ CLOCK_OFFSET_S_MAX = 1.0  # From here on times of different nodes cannot be comp
 NO_SCHEDULER = "no scheduler is connected: none runs, or none can be reached from here"
 NO_STANDBY = "new tasks are refused: no standby keeps a copy, and min_replicas asks for one"
 ONE_DISK = "no standby is in sync, so that what is accepted is on one disk alone"
+DRAINED_NAMED_MAX = 5
 DISK_FULL = "new tasks are refused: the scheduler's disk is nearly full"
 
 
@@ -41,12 +42,15 @@ class PeerView(Protocol):
 class Views:
     """What one node can tell of the cluster."""
 
-    def __init__(self, shell: Shell, cluster: str, peers: Callable[[], Sequence[PeerView]]) -> None:
+    def __init__(
+        self, shell: Shell, cluster: str, peers: Callable[[], Sequence[PeerView]], state_dir: str = ""
+    ) -> None:
         self.is_disk_full = False  # set by who looks
         self._shell = shell
         self._node = shell.node
         self._cluster = cluster
         self._peers = peers
+        self._state_dir = state_dir
         self._noticed: dict[int, tuple[str, float]] = {}  # schedulers by id: the name, and when it was last here, UTC
 
     @property
@@ -205,22 +209,24 @@ class Views:
         info, leader, term = self._node.info, self._shell.leader, self._shell.term
         scheduler = self._node.scheduler
         tasks: dict[str, int] = {}
-        workers = slots = 0
+        here: list[Worker] = []
         if self._leads and scheduler is not None:
             for (state, _queue), count in scheduler.ledger.counts.as_dict().items():
                 tasks[state.word] = tasks.get(state.word, 0) + count
             here = [worker for worker in scheduler.roster if worker.is_here]
-            workers, slots = len(here), sum(worker.offer.slots for worker in here)
+        drained = [worker for worker in here if worker.drain_reason is not None]
         replicas = self.schedulers()
-        health, why = self._health(scheduler, workers, replicas)
+        health, why = self._health(scheduler, here, replicas)
         return ClusterView(
             cluster=self._cluster, node_id=info.node_id, name=info.name, roles=list(info.roles), leader=leader,
             leader_name=self.node_name(leader) if leader is not None else None,
             term=term.epoch if term is not None else None, health=health, why=why,
             durability=self._durability(scheduler),
-            schedulers=sum(1 for view in replicas if view.replication != "away"), workers=workers, slots=slots,
-            running=tasks.get("running", 0), tasks=tasks, version=VERSION, replicas=replicas, by_leader=self._leads,
-            refuses=self._why_refused(scheduler),
+            schedulers=sum(1 for view in replicas if view.replication != "away"), workers=len(here),
+            slots=sum(worker.offer.slots for worker in here), running=tasks.get("running", 0), tasks=tasks,
+            version=VERSION, replicas=replicas, by_leader=self._leads, refuses=self._why_refused(scheduler),
+            workers_drained=len(drained), slots_drained=sum(worker.offer.slots for worker in drained),
+            state_dir=self._state_dir,
         )  # fmt: skip
 
     def _durability(self, scheduler: Scheduler | None) -> Literal["local", "replicated"]:
@@ -230,7 +236,7 @@ class Views:
         return "replicated" if has_copy else "local"
 
     def _health(
-        self, scheduler: Scheduler | None, workers: int, replicas: list[SchedulerView]
+        self, scheduler: Scheduler | None, workers: list[Worker], replicas: list[SchedulerView]
     ) -> tuple[Literal["ok", "degraded", "down"], str]:
         if self._shell.leader is None:
             return "down", self._why_nobody_leads(scheduler)
@@ -246,6 +252,10 @@ class Views:
                 wrong.append(f"{what} ({stages})")
             if not workers:
                 wrong.append("no worker is connected")
+            elif all(worker.drain_reason is not None for worker in workers):
+                names = ", ".join(worker.name for worker in workers[:DRAINED_NAMED_MAX])
+                more = ", …" if len(workers) > DRAINED_NAMED_MAX else ""
+                wrong.append(f"every connected worker is drained ({names}{more}): no task begins")
         for peer in self._peers():
             offset_s = peer.clock_offset_s or 0.0
             if abs(offset_s) > CLOCK_OFFSET_S_MAX:

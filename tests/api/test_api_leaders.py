@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -235,6 +236,20 @@ async def test_a_former_leader_is_not_taken_at_its_word(service: FakeService, st
     service.is_leader = False
     assert (await standby.ask("GET", "/v1/cluster"))[1]["name"] == "second"
     assert (await standby.ask("GET", "/readyz"))[0] == 503
+
+
+async def test_a_newer_leader_may_say_more(standby: FakeService) -> None:
+    ask_leader = standby.relay
+
+    async def relay(request: ApiRequest) -> ApiResponse:
+        response = await ask_leader(request)
+        document = {**json.loads(response.body), "new": 1}
+        document["replicas"][0]["new"] = 2
+        return ApiResponse(body=json.dumps(document).encode())
+
+    standby.relay = relay  # type: ignore[method-assign]
+    _, answer = await standby.ask("GET", "/v1/cluster")
+    assert (answer["by_leader"], answer["name"], "new" in answer) == (True, "second", False)
 
 
 async def test_whoever_has_become_the_leader_meanwhile_needs_no_other(standby: FakeService) -> None:

@@ -90,6 +90,13 @@ def test_the_cluster_in_one_look(taskd: Taskd, daemon: FakeDaemon) -> None:
     ]
 
 
+def test_what_is_drained_is_not_free(taskd: Taskd, daemon: FakeDaemon) -> None:
+    daemon.cluster.update(workers=2, slots=8, workers_drained=1, slots_drained=4)
+    lines = taskd("cluster", "status").out.splitlines()
+    assert "nodes       1 scheduler, 2 workers (1 drained)" in lines
+    assert "slots       8, 1 busy, 4 drained" in lines
+
+
 def test_how_far_each_scheduler_is(taskd: Taskd, daemon: FakeDaemon) -> None:
     daemon.cluster.update(
         leader=3, leader_name="c", health="degraded", why="this; and that",
@@ -231,8 +238,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_machine, "LISTEN_S", 0.02)
 
 
-def findings(taskd: Taskd) -> tuple[int, dict[str, tuple[str, str]]]:
-    ran = taskd("doctor", "--json")
+def findings(taskd: Taskd, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    ran = taskd("doctor", "--json", *options)
     return ran.code, {item["what"]: (item["level"], item["text"]) for item in json.loads(ran.out)}
 
 
@@ -305,6 +312,28 @@ def test_the_doctor_looks_at_the_nodes(taskd: Taskd, daemon: FakeDaemon, home: P
     daemon.nodes[1].update(version=VERSION, fingerprint="aa")
     found = findings(taskd)[1]
     assert found["keys"] == ("ok", "aa: head, arm")
+
+
+def test_the_doctor_knows_drained_workers_from_missing_ones(taskd: Taskd, daemon: FakeDaemon, home: Path) -> None:
+    daemon.nodes[1].update(state="drained")
+    assert findings(taskd)[1]["workers"] == ("fail", "arm is drained")
+    assert "taskd node resume arm" in taskd("doctor").out
+    daemon.nodes[1].update(state="lost")
+    assert "taskd start --role worker" in taskd("doctor").out
+
+
+def test_the_doctor_looks_where_the_daemon_keeps_its_state(
+    taskd: Taskd, daemon: FakeDaemon, home: Path, tmp_path: Path
+) -> None:
+    for name in ("daemons", "own", "files"):
+        (tmp_path / name).mkdir(mode=0o700)
+    daemon.cluster["state_dir"] = str(tmp_path / "daemons")
+    assert findings(taskd)[1]["state"] == ("ok", f"{tmp_path / 'daemons'} is private")
+    assert findings(taskd, "--state-dir", str(tmp_path / "own"))[1]["state"] == ("ok", f"{tmp_path / 'own'} is private")
+    daemon.stop()
+    (tmp_path / "taskd.toml").write_text(f'[node]\nstate_dir = "{tmp_path / "files"}"\n')
+    found = findings(taskd, "--config", str(tmp_path / "taskd.toml"))[1]
+    assert found["state"] == ("ok", f"{tmp_path / 'files'} is private")
 
 
 def test_the_doctor_looks_at_permissions(

@@ -588,7 +588,7 @@ CLUSTER: Json = {
             "seen": None, "copied": None,
         },
     ],
-    "by_leader": True, "refuses": "",
+    "by_leader": True, "refuses": "", "workers_drained": 0, "slots_drained": 0, "state_dir": "",
 }  # fmt: skip
 EXPLANATION: Json = {
     "reason": "Resources", "text": "every worker that could run it is busy", "position": 3, "until": None,

@@ -198,6 +198,21 @@ async def test_the_leader_knows_how_far_all_are(stage: Stage) -> None:
     assert (nodes[OTHER].seen, nodes[30].seen) == (1000.0, 40.0)
 
 
+async def test_drained_workers_are_counted_apart_and_told_where_there_are_no_others(stage: Stage) -> None:
+    stage.lead()
+    stage.hire()
+    stage.hire()
+    first, second = stage.scheduler.roster
+    first.drain_reason = "new disk"
+    view = stage.service.cluster()
+    assert (view.workers, view.workers_drained, view.slots, view.slots_drained) == (2, 1, 8, 4)
+    assert (view.health, view.why) == ("ok", "")
+    second.drain_reason = ""
+    view = stage.service.cluster()
+    assert (view.health, view.slots_drained) == ("degraded", 8)
+    assert view.why == "every connected worker is drained (w, w): no task begins"
+
+
 async def test_a_standby_knows_of_itself_and_its_leader(stage: Stage) -> None:
     stage.follow(OTHER)
     stage.connect(OTHER)

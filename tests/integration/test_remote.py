@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -73,6 +74,15 @@ def test_the_command_line_works_from_elsewhere(taskd: Taskd, access: Path) -> No
     assert len(long.stdout) == sum(len(str(number)) + 1 for number in range(1, 200_001))
     listed = taskd("list", "--owner", "ana", TASKD_ACCESS=str(access))
     assert "seq 200000" in listed.stdout
+
+
+def test_the_doctor_says_what_can_be_seen_from_elsewhere(taskd: Taskd, access: Path) -> None:
+    ran = taskd("doctor", "--json", "--access", str(access))
+    assert ran.returncode == 0, ran.stderr
+    found = {item["what"]: item["level"] for item in json.loads(ran.stdout)}
+    assert found == dict.fromkeys(("daemon", "leader", "workers", "clocks", "versions", "keys"), "ok")
+    wrong = taskd("doctor", "--state-dir", "/tmp", "--access", str(access))
+    assert (wrong.returncode, "of this machine" in wrong.stderr) == (2, True)
 
 
 def test_a_token_that_was_revoked_is_refused_at_once(taskd: Taskd, access: Path, home: Path) -> None:
