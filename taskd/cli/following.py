@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from taskd.cli import silence
 from taskd.cli.session import Session
 from taskd.cli.terminal import TerminalFilter
 from taskd.client import calls
@@ -30,7 +31,7 @@ Json = dict[str, Any]
 class Follower:
     """Passes on what a task writes until it has ended, over all its attempts, or what one `attempt` writes.
 
-    `on_silence` is called whenever nothing came for `silence_s` seconds. Where the connection breaks, the output is
+    `on_silence` is called whenever nothing came for a second. Where the connection breaks, the output is
     read again, and what was passed on before is left out.
     """
 
@@ -42,15 +43,13 @@ class Follower:
         *,
         streams: Collection[str] = BOTH,
         attempt: int | None = None,
-        on_silence: Callable[[], None] | None = None,
-        silence_s: float = 1.0,
+        on_silence: Callable[[], None],
     ) -> None:
         self._session = session
         self._call = calls.output(task_id, "both", follow=True, attempt=attempt)
         self._printer = printer
         self._streams = streams
         self._on_silence = on_silence
-        self._silence_s = silence_s
         self._patience = Patience(session.transport.patience_s)
         self._passed: dict[tuple[int, str], int] = {}  # bytes of each attempt and stream
         self._read: dict[tuple[int, str], int] = {}  # the same, over this connection
@@ -76,9 +75,8 @@ class Follower:
         with self._session.transport.open(self._call) as stream:
             while True:
                 try:
-                    data = stream.read(self._silence_s if self._on_silence is not None else None)
+                    data = stream.read(silence.SILENCE_S)
                 except TimeoutError:
-                    assert self._on_silence is not None
                     self._on_silence()
                     continue
                 if not data:

@@ -7,6 +7,8 @@ import click
 from taskd.cli.following import BOTH, Follower, Printer, raw_option
 from taskd.cli.selection import id_argument
 from taskd.cli.session import Session, talks
+from taskd.cli.silence import Silence
+from taskd.cli.waiting import whole_ids
 from taskd.client import calls
 from taskd.client.call import TIMEOUT_S
 
@@ -37,7 +39,9 @@ def logs(
     printer = Printer(is_raw=is_raw)
     if follow:
         session.be_patient()
-        Follower(session, task_id, printer, streams=streams, attempt=attempt).run()
+        (whole_id,) = whole_ids(session, [task_id])  # What `last` means may change meanwhile.
+        waiting = Silence(session, whole_id)
+        Follower(session, whole_id, printer, streams=streams, attempt=attempt, on_silence=waiting.tell).run()
         return
     for name in streams:
         with session.transport.open(calls.output(task_id, name, attempt=attempt)) as answer:

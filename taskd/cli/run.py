@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from types import FrameType
 from typing import Any
 
@@ -15,18 +14,14 @@ from taskd.cli.following import Follower, Printer, raw_option
 from taskd.cli.outcome import exit_code_of, text_of
 from taskd.cli.output import short, warn
 from taskd.cli.session import Session, talks
+from taskd.cli.silence import Silence
 from taskd.cli.submission import encode, refusal, task_options
 from taskd.cli.submit import what_to_do
 from taskd.client import calls
 from taskd.client.errors import ApiError
 from taskd.client.ids import new_id
 
-SILENCE_S = 1.0  # A task that has not begun by then has a reason worth telling.
-ASK_AGAIN_S = 5.0
 RESULT_WAIT_S = 30.0
-
-# Reasons that are over before they are read.
-_BRIEF = frozenset({"Starting", "Running", "Ended"})
 
 Json = dict[str, Any]
 
@@ -65,9 +60,7 @@ class Run:
         self._id: str = task["id"]
         self._is_submitted = False
         self._signal = 0  # that asked us to end
-        self._asked_s = 0.0
-        self._has_begun = False
-        self._told = ""
+        self._silence = Silence(session, self._id)
 
     def run(self) -> int:
         """Submit the task and see it through; returns the exit code. Raises ApiError, NoDaemon."""
@@ -89,7 +82,7 @@ class Run:
         self._is_submitted = True
         if self._signal:
             self._cancel()
-        Follower(self._session, self._id, self._printer, on_silence=self._on_silence, silence_s=SILENCE_S).run()
+        Follower(self._session, self._id, self._printer, on_silence=self._on_silence).run()
         result = self._result()
         sys.stdout.flush()
         if self._signal:
@@ -118,16 +111,8 @@ class Run:
         self._session.ask(calls.cancel({"ids": [self._id]}))
 
     def _on_silence(self) -> None:
-        """Say why nothing happens, while the task has not begun."""
-        now_s = time.monotonic()
-        if self._has_begun or self._signal or (now_s - self._asked_s < ASK_AGAIN_S and self._told):
-            return
-        self._asked_s = now_s
-        why = self._session.ask(calls.explain(self._id))
-        self._has_begun = why["state"] in ("running", "cancelling")
-        if why["reason"] not in _BRIEF and why["text"] != self._told:
-            self._told = why["text"]
-            warn(f"task {short(self._id)} waits: {why['text']}")
+        if not self._signal:
+            self._silence.tell()
 
 
 def _verb(result: Json) -> str:

@@ -12,6 +12,7 @@ import click
 from taskd.cli.output import note, plural, print_json, short, warn
 from taskd.cli.parameters import Document, Pair
 from taskd.cli.session import Session, talks
+from taskd.cli.silence import warn_of_no_place
 from taskd.cli.submission import chunks, encode, refusal, task_options
 from taskd.client import calls
 from taskd.client.errors import ApiError
@@ -70,8 +71,11 @@ def submit(
     if dry_run:
         return _show_plan(session, [{**task, **options}] if tasks is None else list(tasks))
     accepted = _submit_one(session, {**task, **options}) if tasks is None else _submit_many(session, tasks)
-    if accepted["durability"] == "local" and not (as_json or quiet):
-        _warn_of_missing_copy(session)
+    if not (as_json or quiet):
+        session.be_patient(0.0)  # It is accepted: what else there is to say is worth no delay.
+        if accepted["durability"] == "local":
+            _warn_of_missing_copy(session)
+        warn_of_no_place(session, accepted["ids"][0])
     if wait:
         return _wait(session, accepted["ids"], as_json, quiet)
     if as_json:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from taskd.cli import run
+from taskd.cli import silence
 from tests.cli.conftest import Taskd
 from tests.client.fake_daemon import FakeDaemon
 
@@ -73,11 +73,25 @@ def test_a_task_that_has_to_wait_says_why_once(start: Start, daemon: FakeDaemon)
     assert process.returncode == 0
 
 
+def test_who_follows_the_logs_of_a_task_that_has_to_wait_is_told_why(
+    start: Start, daemon: FakeDaemon, taskd: Taskd
+) -> None:
+    daemon.is_busy = True
+    taskd("submit", "--", "print", "hi")
+    process = start("logs", "-f", "last")
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert re.fullmatch(rb"taskd: task \w{8} waits: every worker that could run it is busy\n", line)
+    taskd("submit", "--", "print", "another")
+    daemon.begin()
+    assert process.communicate(timeout=10) == (b"hi\n", b"")
+
+
 def test_why_it_waits_is_told_again_when_it_changes(
     taskd: Taskd, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "SILENCE_S", 0.01)
-    monkeypatch.setattr(run, "ASK_AGAIN_S", 0.02)
+    monkeypatch.setattr(silence, "SILENCE_S", 0.01)
+    monkeypatch.setattr(silence, "ASK_AGAIN_S", 0.02)
     daemon.is_busy = True
     reasons = ("all are busy", "all are busy", "all are busy", "it is at arm", "it is about to be handed out")
     words = ("Resources", "Resources", "Resources", "Assigned", "Starting")

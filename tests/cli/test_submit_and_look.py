@@ -39,6 +39,22 @@ def test_submit_prints_the_id_alone(taskd: Taskd, daemon: FakeDaemon) -> None:
     assert asked(daemon) == [{"argv": ["print", "--hi"]}]
 
 
+@pytest.mark.parametrize("reason", ["NoMatchingNode", "NoHandler"])
+def test_a_task_that_nobody_can_run_is_told_of_once(taskd: Taskd, daemon: FakeDaemon, reason: str) -> None:
+    daemon.is_busy = True
+    text = "no connected worker could ever run it"
+    daemon.explanations = [{"reason": reason, "text": text, "position": 0, "until": None, "nodes": []}]
+    ran = taskd("submit", "--cpus", "400", "--", "true")
+    (task_id,) = daemon.tasks
+    end = task_id[-8:]
+    assert ran == (0, task_id + "\n", f"taskd: task {end} waits: {text}; see `taskd explain {end}`\n")
+    assert taskd("submit", "-q", "--", "true").err == ""
+    assert taskd("submit", "--json", "--", "true").err == ""
+    daemon.explanations = []
+    daemon.refuse(f"/v1/tasks/{task_id}/explain", 503, "no_leader")
+    assert taskd("submit", "--", "true").err == ""
+
+
 def test_everything_that_can_be_said_of_a_task(
     taskd: Taskd, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +193,7 @@ def test_a_submission_is_sent_again_with_the_same_id(taskd: Taskd, daemon: FakeD
     ran = taskd("submit", "--", "true")
     assert ran.code == 0
     assert ran.err == "taskd: nobody leads just now; trying again for 10 s\n"
-    assert len({body["id"] for body in daemon.bodies}) == 1
+    assert len({body["id"] for body in daemon.bodies if body}) == 1
 
 
 def test_that_no_standby_has_a_copy_is_said(
@@ -185,7 +201,7 @@ def test_that_no_standby_has_a_copy_is_said(
 ) -> None:
     alone, standby = daemon.cluster["replicas"], {**daemon.cluster["replicas"][0], "replication": "away"}
     assert taskd("submit", "--", "true").err == ""
-    assert daemon.requests == ["POST /v1/tasks"]
+    assert "GET /v1/cluster" not in daemon.requests
     daemon.durability = ["local"]
     assert taskd("submit", "--", "true").err == "", "there is no other scheduler"
     daemon.cluster["replicas"] = [*alone, standby]
