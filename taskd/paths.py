@@ -20,6 +20,8 @@ SOCKET_NAMES = (SOCKET_NAME, *ROLE_SOCKET_NAMES.values())
 SOCKET_VARIABLE = "TASKD_SOCKET"
 ACCESS_VARIABLE = "TASKD_ACCESS"  # A file that leads to a daemon on another machine.
 
+NAMED = f"with --socket or {SOCKET_VARIABLE}"
+
 SOCKET_PATH_BYTES_MAX = 107  # The kernel's sun_path holds 108, the last of them zero.
 CONNECT_TIMEOUT_S = 2.0  # A daemon too busy to accept within this time still counts as alive.
 
@@ -114,9 +116,10 @@ def find_socket(explicit: str | None = None) -> str:
     hint = "start one with `taskd start --role scheduler,worker`"
     if len(candidates) == 1:
         missing = "there is no such file" if not os.path.exists(candidates[0]) else "nothing listens on it"
-        raise NoDaemon(f"no daemon answers on {candidates[0]} ({missing}); {hint}, or name another socket")
+        raise NoDaemon(f"no daemon answers on {candidates[0]} ({missing}); {hint}, or name another socket {NAMED}")
     looked = " and ".join(dict.fromkeys(os.path.dirname(path) for path in candidates))
-    raise NoDaemon(f"no daemon answers in {looked}; {hint}, or say where it is with --socket or {SOCKET_VARIABLE}")
+    where = f"say where it is {NAMED}: one with a --state-dir has its socket there"
+    raise NoDaemon(f"no daemon answers in {looked}; {hint}, or {where}")
 
 
 def answers(path: str) -> bool:

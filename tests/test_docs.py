@@ -139,6 +139,17 @@ def test_variables_of_settings_exist(path):
         assert variable in known, f"there is no setting for {variable}"
 
 
+def test_every_variable_of_a_command_is_documented():
+    from taskd.protocol.messages import AttemptKey, Term
+    from taskd.runner.base import Place
+
+    place = Place(Path("/worker"), "/taskd.sock", "00" * 16)
+    variables = place.environment(AttemptKey(bytes(16), 1, Term(1, 2, 3), 4), "/private")
+    documented = re.findall(r"^\| `(TASKD_\w+)` \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+    assert documented == list(dict.fromkeys(documented))
+    assert {*documented} == {*variables}
+
+
 _FOREIGN = re.compile(r"\bpip install (?:-\S+ )*taskd(?![-\w*])")
 
 

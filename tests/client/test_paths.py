@@ -84,7 +84,8 @@ def test_a_file_left_by_a_dead_daemon_is_no_daemon(user: Path) -> None:
     with pytest.raises(NoDaemon, match="taskd start --role") as caught:
         paths.find_socket()
     assert str(user) in caught.value.message
-    with pytest.raises(NoDaemon, match="nothing listens on it"):
+    assert "with --socket or TASKD_SOCKET: one with a --state-dir" in caught.value.message
+    with pytest.raises(NoDaemon, match=r"nothing listens on it.*with --socket or TASKD_SOCKET"):
         paths.find_socket(str(user / "taskd.sock"))
 
 
