@@ -16,6 +16,11 @@ from taskd.rules import KEY_MARK, Rule, did_you_mean
 FILE_BYTES_MAX = 1 << 20  # A configuration file larger than this is some other file.
 LINE_DOTS_MAX = 2000  # The parser takes memory by the square of the parts of a key; 256 addresses have 768.
 SHOWN_CHARS_MAX = 80  # Of a wrong value, in an error.
+# Variables of clients, of tasks and of tests, which are no settings: a daemon may be started by any of these.
+OTHER_VARIABLES = frozenset({
+    "TASKD_ACCESS", "TASKD_ATTEMPT", "TASKD_DEBUG", "TASKD_ERROR_FILE", "TASKD_FAILPOINT", "TASKD_FENCE",
+    "TASKD_SOCKET", "TASKD_TASK_DIR", "TASKD_TASK_ID", "TASKD_WORKER",
+})  # fmt: skip
 PROBLEMS_MAX = 20  # Shown at once: more say no more.
 
 
@@ -70,13 +75,16 @@ class Sources:
                     self._take(f"{section}.{name}", value, str(path), f"[{section}] {name}", is_text=False)
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
-        """Take all TASKD_<SECTION>_<NAME>. Tasks and clients have other TASKD_* variables, which are passed over."""
+        """Take all TASKD_<SECTION>_<NAME>. Tasks and clients have other TASKD_* variables, which are passed over; one
+        that was probably meant to be a setting is a problem."""
         for variable, text in sorted(environ.items()):
-            for section in self._sections:
-                prefix = f"TASKD_{section.upper()}_"
-                if variable.startswith(prefix):
-                    name = variable.removeprefix(prefix).lower()
-                    self._take(f"{section}.{name}", text, "the environment", variable, is_text=True)
+            if not variable.startswith("TASKD_") or variable in OTHER_VARIABLES:
+                continue
+            section, underscore, name = variable.removeprefix("TASKD_").lower().partition("_")
+            if section in self._sections and underscore:
+                self._take(f"{section}.{name}", text, "the environment", variable, is_text=True)
+            elif meant := self._meant(section, name):
+                self._problem("", f"the environment: {_printable(variable)}: there is no such setting; {meant}")
 
     def read_flags(self, flags: Mapping[str, object]) -> None:
         """Take values from the command line, by key."""
@@ -128,6 +136,14 @@ class Sources:
         if not meant and elsewhere:
             return f"it belongs in [{elsewhere[0]}]"
         return meant or "there are " + ", ".join(own)
+
+    def _meant(self, section: str, name: str) -> str:
+        """The setting that a variable without a section of ours was probably meant to be: its section is misspelt, or
+        left out. Empty where it looks like neither."""
+        bare = f"{section}_{name}".rstrip("_")
+        if homes := self._homes(bare):
+            return f"did you mean TASKD_{homes[0].upper()}_{bare.upper()}?"
+        return did_you_mean(section, self._sections).replace("did you mean", "did you mean the section") if name else ""
 
     def _unknown_section(self, section: str) -> str:
         homes = self._homes(section)

@@ -135,7 +135,10 @@ def test_relative_paths_start_here_on_the_command_line_and_are_refused_in_the_fi
 
 
 def test_variables_of_tasks_and_clients_are_passed_over():
-    environ = {"TASKD_SOCKET": "/x", "TASKD_WORKER": "0" * 32, "TASKD_TASK_ID": "1", "TASKD_ATTEMPT": "1"}
+    from taskd.sources import OTHER_VARIABLES
+
+    own = ("TASKD_JOB_ID", "TASKD_BACKUP_DIR", "TASKD_HOME", "TASKD_VERSION", "TASKD_NODE", "TASKD_PORT", "TASKD_")
+    environ = dict.fromkeys((*OTHER_VARIABLES, *own), "1")
     assert load(None, environ, {"node.id": 1}) == load(None, {}, {"node.id": 1})
 
 
@@ -214,6 +217,11 @@ def test_what_is_wrong_is_said(write, text, expected):
     [
         ("TASKD_WORKER_SLOTS", "", "TASKD_WORKER_SLOTS = \"\": must be a whole number from 0 to 10_000"),
         ("TASKD_WORKER_SLOT", "3", "TASKD_WORKER_SLOT: there is no such key; did you mean slots?"),
+        ("TASKD_WORKERS_SLOTS", "3", "TASKD_WORKERS_SLOTS: there is no such setting; did you mean the section worker?"),
+        ("TASKD_SCHED_QUEUED_MAX", "3", "did you mean the section scheduler?"),
+        ("TASKD_NODES_\x1bX", "3", "did you mean the section node?"),
+        ("TASKD_LOG_LEVEL", "debug", "TASKD_LOG_LEVEL: there is no such setting; did you mean TASKD_NODE_LOG_LEVEL?"),
+        ("TASKD_SLOTS", "3", "did you mean TASKD_WORKER_SLOTS?"),
         ("TASKD_NETWORK_MDNS", "maybe", "must be true or false"),
         ("TASKD_WORKER_LABELS", "a=b,c", "'c' is not name=value"),
         ("TASKD_WORKER_LABELS", "a=\x1b[2J", "TASKD_WORKER_LABELS = \"a=\\u001b[2J\""),
