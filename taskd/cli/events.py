@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from taskd.cli.output import clean, short, state_text, warn
+from taskd.cli.output import clean, json_text, short, state_text, warn
 from taskd.cli.session import Session, talks
 from taskd.client import calls
 from taskd.client.call import Call
@@ -60,7 +60,7 @@ def events(
         names = _Names(other)
         for event in found:
             if as_json:
-                click.echo(json.dumps(event, ensure_ascii=False))
+                click.echo(json_text(event))
             else:
                 _print(event, names)
             count = None if count is None else count - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,15 +24,24 @@ _STYLES = {
 }  # fmt: skip
 
 
+_CONTROL = re.compile(r"[\x7f-\x9f]")  # Those below a space are always escaped.
+
+
 def print_json(document: object) -> None:
     """One JSON document: indented at a terminal, on one line elsewhere."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    click.echo(json_text(document, indent=2 if sys.stdout.isatty() else None))
 
 
 def print_lines(documents: Iterable[object]) -> None:
     """A JSON document a line."""
     for document in documents:
-        click.echo(json.dumps(document, ensure_ascii=False))
+        click.echo(json_text(document))
+
+
+def json_text(document: object, indent: int | None = None) -> str:
+    """A document as text: JSON that programs read, without the control characters that JSON lets through."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def note(text: str) -> None:

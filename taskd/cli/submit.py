@@ -47,7 +47,12 @@ The command runs on whichever worker has room; nothing of this directory goes wi
     "--from-json", "source", metavar="FILE", help="Many tasks, as the API has them: a JSON list, or a line each."
 )
 @task_options
-@click.option("--wait", is_flag=True, help="Wait for the end; the exit code is the task's, or 1 if one of many failed.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for the end, and print what a handler or service returned; the exit code is the task's, or 1 if one of "
+    "many failed.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and show what would be submitted.")
 @click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
@@ -77,7 +82,8 @@ def submit(
             _warn_of_missing_copy(session)
         warn_of_no_place(session, accepted["ids"][0])
     if wait:
-        return _wait(session, accepted["ids"], as_json, quiet)
+        has_result = task.get("type") is not None and not quiet
+        return _wait(session, accepted["ids"], as_json=as_json, quiet=quiet, has_result=has_result)
     if as_json:
         print_json(accepted)
     else:
@@ -227,7 +233,8 @@ def _print_ids(ids: list[str], quiet: bool) -> None:
         note(f"follow it: taskd logs -f {short(ids[0])}")
 
 
-def _wait(session: Session, ids: list[str], as_json: bool, quiet: bool) -> int:
+def _wait(session: Session, ids: list[str], *, as_json: bool, quiet: bool, has_result: bool) -> int:
+    """Wait for all of them. Of one that returns something (`has_result`) that is printed below its id."""
     from taskd.cli.waiting import Waiting
 
     if not as_json:
@@ -238,4 +245,6 @@ def _wait(session: Session, ids: list[str], as_json: bool, quiet: bool) -> int:
     waiting.run(None)
     if as_json:
         waiting.print_json()
+    elif has_result:
+        waiting.print_result()
     return waiting.exit_code

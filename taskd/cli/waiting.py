@@ -69,6 +69,12 @@ class Waiting:
         else:
             print_lines(found)
 
+    def print_result(self) -> None:
+        """What the one task returned, as JSON; nothing where it did not succeed."""
+        for result in self.results.values():
+            if result["state"] == "succeeded":
+                print_json(result["result"])
+
     def _failures(self) -> list[Json]:
         return [result for result in self.results.values() if result["state"] != "succeeded"]
 

@@ -183,6 +183,14 @@ def test_submit_and_wait(taskd: Taskd, daemon: FakeDaemon, stdin: Callable[[str]
     assert "exit code 7" in ran.err
     ran = taskd("submit", "--wait", "--json", "--type", "echo", "--params", '{"value": 5}')
     assert (ran.code, json.loads(ran.out)["result"]) == (0, 5)
+    ran = taskd("submit", "--wait", "--type", "echo", "--params", '{"value": {"\\u009b2J": "\\u001b"}}')
+    task_id, result = ran.out.splitlines()
+    assert (ran.code, ran.err, task_id in daemon.tasks) == (0, "", True)
+    assert result == '{"\\u009b2J": "\\u001b"}'
+    ran = taskd("submit", "--wait", "--type", "fail")
+    assert (ran.code, len(ran.out.split()), "ValueError: no luck" in ran.err) == (1, 1, True)
+    assert len(taskd("submit", "--wait", "-q", "--type", "echo").out.split()) == 1
+    assert len(taskd("submit", "--wait", "--", "true").out.split()) == 1
     stdin('{"argv": ["true"]}\n{"type": "fail"}\n')
     ran = taskd("submit", "--wait", "-q", "--from-json", "-")
     assert (ran.code, ran.err) == (1, "")
