@@ -31,7 +31,7 @@ class Unauthorized(TaskdError):
 
 
 class Forbidden(TaskdError):
-    """You may not do this; ask a member of the group taskd-admin."""
+    """You may not do this: it takes a member of the group taskd-admin, or a token with the role admin."""
 
     code, status = "forbidden", 403
 

@@ -9,6 +9,7 @@ import msgspec
 
 from taskd.api.service import ApiResponse
 from taskd.api.types import ErrorAnswer, ErrorBody
+from taskd.api.wording import in_words
 from taskd.errors import InvalidRequest, TaskdError
 
 LINES = "application/x-ndjson"
@@ -44,9 +45,10 @@ def _invalid(text: str) -> InvalidRequest:
     found = _PLACE.fullmatch(text)
     assert found is not None, text
     message, path = found["message"], (found["path"] or "").removeprefix(".")
+    named = _NAMED_FIELD.fullmatch(message)
+    message = in_words(message)
     if found["key"]:
         message += " (of its keys)"
-    named = _NAMED_FIELD.fullmatch(message)
     if named is not None:
         path = f"{path}.{named['name']}" if path else named["name"]
     return InvalidRequest(message, field=path or None)

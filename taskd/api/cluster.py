@@ -9,14 +9,24 @@ import msgspec
 from msgspec.structs import replace
 
 from taskd.api.bodies import answer, decode, encode
-from taskd.api.cluster_types import ClusterView, EventView, Handlers, Health, Nodes, NodeView, Pointer, Ready
+from taskd.api.cluster_types import (
+    EVENT_KINDS,
+    ClusterView,
+    EventView,
+    Handlers,
+    Health,
+    Nodes,
+    NodeView,
+    Pointer,
+    Ready,
+)
 from taskd.api.ids import id_text
 from taskd.api.parameters import Flag, Words
 from taskd.api.selection import find_ids
 from taskd.api.service import ApiRequest, ApiResponse, Service
 from taskd.api.streams import close_stream
 from taskd.api.types import DrainRequest
-from taskd.errors import Ambiguous, NotFound, TaskdError
+from taskd.errors import Ambiguous, InvalidRequest, NotFound, TaskdError
 from taskd.version import VERSION
 
 LEADER_TIMEOUT_S = 2.0  # People wait for this answer, and it is of use without the leader's word too.
@@ -112,6 +122,9 @@ async def handlers(request: ApiRequest, service: Service) -> ApiResponse:
 async def events(request: ApiRequest, service: Service) -> ApiResponse:
     """Everything that changes from now on, as server-sent events. Who falls too far behind is cut off."""
     kinds = KIND.read(request.query)
+    for kind in kinds:
+        if not any(known.startswith(kind) for known in EVENT_KINDS):
+            raise InvalidRequest(f"{kind!r} begins no kind of events: {', '.join(EVENT_KINDS)}", field=KIND.name)
     tasks = {id_text(task_id) for task_id in await find_ids(TASK.read(request.query), request, service)}
     return ApiResponse(content_type=EVENTS_TYPE, stream=_events(service, kinds, tasks))
 

@@ -7,8 +7,16 @@ from typing import Literal
 import msgspec
 
 from taskd.api.types import Wire
+from taskd.core.task import TaskState
 
 Replication = Literal["leading", "in_sync", "catching_up", "away"]
+
+
+EVENT_KINDS = (
+    *(f"task.{state.word}" for state in TaskState), "task.superseded", "node.up", "node.lost", "node.drained",
+    "node.resumed", "leader.changed", "standby.in_sync", "standby.behind", "standby.gone", "durability.replicated",
+    "durability.local",
+)  # fmt: skip
 
 
 class NodeView(Wire, frozen=True, omit_defaults=False):
@@ -115,9 +123,7 @@ class Handlers(Wire, frozen=True, omit_defaults=False):
 class EventView(Wire, frozen=True, omit_defaults=False):
     """One line of the event stream: a task, a node, or who leads has changed."""
 
-    # task.queued, task.running, task.succeeded, …, task.superseded, node.up, node.lost, node.drained, node.resumed,
-    # standby.in_sync, standby.gone, standby.behind, durability.replicated, durability.local, leader.changed
-    kind: str
+    kind: str  # one of EVENT_KINDS
     at: float
     id: str = ""
     node_id: int | None = None

@@ -122,10 +122,11 @@ def _check(route: Route, request: ApiRequest, *, is_relayed: bool) -> None:
     if is_relayed and not (route.by_leader or route.by_node_for_nodes):
         # No node asks this of another one: whoever does has a key, and wants more than that key is for.
         raise Forbidden(f"{route.path} is for the clients of this node alone: ask at its own socket")
+    if route.changes and not request.caller.may_change:
+        role = "admin" if route.needs_admin else "user"
+        raise Forbidden(f"this token may only read; `taskd token create --role {role}` makes one that may do this")
     if route.needs_admin and not request.caller.is_admin:
         raise Forbidden()
-    if route.changes and not request.caller.may_change:
-        raise Forbidden("this token may only read; `taskd token create --role user` makes one that may submit")
     for name in request.query:
         if all(name != parameter.name for parameter in route.parameters):
             # A filter with a slip of the pen in its name would silently select everything.

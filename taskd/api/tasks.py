@@ -24,7 +24,7 @@ from taskd.api.selection import (
 from taskd.api.service import ApiRequest, ApiResponse, Service
 from taskd.api.submission import NO_TIME_S, new_tasks, read_submissions
 from taskd.api.types import Accepted, Acted, Attempts, Explanation, Plan, Selection, TaskPage
-from taskd.api.views import attempt_view, planned, task_detail, task_view
+from taskd.api.views import attempt_view, cause_of, planned, result_of_row, task_detail, task_view
 from taskd.api.waiting import WAIT_S_MAX, accepted_lines, accepted_with_results
 from taskd.core.events import NewTask
 from taskd.core.task import FINAL, TaskState, decode_record, decode_spec, encode
@@ -154,10 +154,10 @@ async def explain(request: ApiRequest, service: Service) -> ApiResponse:
     if why is None:
         # It has ended; read again, for it may have done so just now.
         row = (service.rows([row.id]) or [row])[0]
-        word = TaskState(row.state).word
-        reason = decode_record(row.record).reason
-        text = f"it has ended: {word.replace('_', ' ')}" + (f" ({reason})" if reason else "")
-        why = Explanation(id_text(row.id), word, "Ended", text, None, None, [])
+        result = result_of_row(row)
+        cause = cause_of(result)
+        text = f"it has ended: {result.state.replace('_', ' ')}" + (f" ({cause})" if cause else "")
+        why = Explanation(id_text(row.id), result.state, "Ended", text, None, None, [])
     return answer(why)
 
 

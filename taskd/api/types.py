@@ -279,7 +279,7 @@ class Explanation(Wire, frozen=True, omit_defaults=False):
     state: str
     reason: str
     text: str
-    position: int | None  # how many ready tasks come first
+    position: int | None  # how many ready tasks come first, of those that a connected worker could run
     until: float | None  # when that changes by itself, where that is known
     nodes: list[NodeFit]
 

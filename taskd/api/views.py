@@ -210,6 +210,17 @@ def result_of_row(row: TaskRow) -> TaskResult:
     return _result(row.id, row.state, last.report, record.reason or last.reason, last.number)
 
 
+def cause_of(result: TaskResult) -> str:
+    """Why a task ended as it did, in a few words; empty where its state says it."""
+    if result.error is not None:
+        return f"{result.error.type}: {result.error.message}".rstrip(": ")
+    if result.signal and result.state == "failed":
+        return f"signal {result.signal}"
+    if result.exit_code:
+        return f"exit code {result.exit_code}"
+    return result.reason
+
+
 def _result(task_id: bytes, state: int, report_bytes: bytes, reason: str, attempts: int) -> TaskResult:
     report = _report(report_bytes)
     return TaskResult(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from taskd.cli.output import note, plural, print_json
+from taskd.cli.output import note, plural, print_json, warn
 from taskd.cli.selection import filters, ids_argument, selection
 from taskd.cli.session import Session, talks
 from taskd.client import calls
@@ -54,19 +54,25 @@ Filters mean tasks that failed, timed out or expired, unless they name a state."
 @click.option("--json", "as_json", is_flag=True, help="Print the ids of the new tasks as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the new ids alone.")
 @talks
-def retry(session: Session, *, ids: tuple[str, ...], filters: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    """Run ended tasks again, each as a new task, and print the new ids."""
+def retry(session: Session, *, ids: tuple[str, ...], filters: dict[str, Any], as_json: bool, quiet: bool) -> int:
+    """Run ended tasks again, each as a new task, and print the new ids.
+
+    The exit code is 1 where ids are given and none of those tasks has ended."""
     chosen = selection(ids, filters)
     if not ids:
         chosen.setdefault("states", RETRIED_STATES)
     acted = _act(session, calls.retry, chosen)
     if as_json:
         print_json({"ids": acted})
-        return
-    for task_id in acted:
-        click.echo(task_id)
-    if not acted and not quiet:
-        note("none of them has ended" if ids else "there is nothing to retry")
+    else:
+        for task_id in acted:
+            click.echo(task_id)
+    left = len(set(ids)) - len(acted) if ids else 0
+    if left > 0:
+        warn("it has not ended" if len(set(ids)) == 1 else f"{plural(left, 'task')} of {len(set(ids)):,} had not ended")
+    elif not acted and not (as_json or quiet):
+        note("there is nothing to retry")
+    return 1 if ids and not acted else 0
 
 
 def _act(session: Session, call: Callable[[dict[str, Any]], Call], chosen: dict[str, Any]) -> list[str]:

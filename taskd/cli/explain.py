@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskd.cli.output import instant_text, print_json, print_table, short, state_text
+from taskd.cli.output import clean, instant_text, plural, print_json, print_table, short, state_text
 from taskd.cli.selection import id_argument
 from taskd.cli.session import Session, talks
 from taskd.client import calls
@@ -20,9 +20,13 @@ def explain(session: Session, task_id: str, as_json: bool) -> None:
     if as_json:
         print_json(why)
         return
-    click.echo(f"task {short(why['id'])} is {state_text(why['state'])}: {why['text']} ({why['reason']})")
+    text = clean(why["text"])
+    if why["reason"] == "Ended":
+        click.echo(f"task {short(why['id'])} {text.removeprefix('it ')}")
+    else:
+        click.echo(f"task {short(why['id'])} is {state_text(why['state'])}: {text} ({why['reason']})")
     if why["position"]:
-        click.echo(f"{why['position']:,} tasks come first")
+        click.echo(f"{plural(why['position'], 'task')} {'comes' if why['position'] == 1 else 'come'} first")
     if why["until"] is not None:
         click.echo(f"until {instant_text(why['until'])}")
     if why["nodes"]:

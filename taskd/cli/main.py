@@ -145,7 +145,8 @@ def run(args: list[str]) -> int:
 def _tell(error: Exception) -> int:
     """Say what went wrong, and with which code to leave."""
     if isinstance(error, TaskdError):
-        where = f" ({error.field})" if error.field and error.field not in error.message else ""
+        is_named = not error.field or error.field in error.message or error.status in (404, 409)
+        where = "" if is_named else f" ({error.field})"
         click.echo(f"taskd: {error.message}{where}", err=True)
         if isinstance(error, NoDaemon):
             return NO_DAEMON

@@ -45,7 +45,7 @@ task and waits for its end; once more leaves at once. The input is empty, and no
 @talks
 def run(session: Session, *, command: tuple[str, ...], shell: str | None, is_raw: bool, options: Json) -> int:
     """Run a command on whichever worker has room; print what it writes, and end with its exit code."""
-    task = {**what_to_do(command, shell=shell), **options, "id": new_id()}
+    task = {**what_to_do(command, shell=shell, ways="--shell"), **options, "id": new_id()}
     session.be_patient()
     return Run(session, task, Printer(is_raw=is_raw)).run()
 

@@ -55,9 +55,15 @@ _OPTIONS = (
 # What a field of the API is called on the command line, where that is not the same.
 _FLAGS = {
     "resources": "--resource", "constraints": "--constraint", "on_lost": "--on-lost", "labels": "--label",
-    "secrets": "--secret",
+    "secrets": "--secret", "http.method": "--http-method", "http.headers": "--http-header",
     "http": "--http", "argv": "CMD", "shell": "--shell", "type": "--type", "params": "--params",
 }  # fmt: skip
+
+
+_SAME = frozenset({
+    "name", "queue", "priority", "cpus", "memory", "gpus", "delay", "at", "deadline", "timeout", "retries", "backoff",
+    "env", "cwd",
+})  # fmt: skip
 
 
 def task_options(function: Function) -> Function:
@@ -75,13 +81,7 @@ def task_options(function: Function) -> Function:
 
 def _fields(given: Json) -> Json:
     """Takes the options of a task out of all that were given."""
-    fields = {
-        name: given.pop(name)
-        for name in (
-            "name", "queue", "priority", "cpus", "memory", "gpus", "delay", "at", "deadline", "timeout", "retries",
-            "backoff", "on_lost",
-        )
-    }  # fmt: skip
+    fields = {name: given.pop(name) for name in (*sorted(_SAME - {"env", "cwd"}), "on_lost")}
     cwd = given.pop("cwd")
     fields.update(
         resources=dict(given.pop("resource")),
@@ -126,6 +126,14 @@ def refusal(error: ApiError, first: int = 0) -> Exception:
         index, _, field = field[1:].partition("]")
         place = f"task {first + int(index) + 1}: " if index.isdigit() else ""
         field = field.lstrip(".")
-    name = re.split(r"[.\[]", field)[0]
-    where = f"{_FLAGS.get(name, f'--{name}')}: " if name else ""
+    where = f"{_flag(field)}: " if field else ""
     return click.UsageError(f"{place}{where}{error.message}")
+
+
+def _flag(field: str) -> str:
+    """The option behind a field of the API; the field itself where only a file can have given it."""
+    names = re.split(r"[.\[]", field)
+    for known in (".".join(names[:2]), names[0]):
+        if known in _FLAGS:
+            return _FLAGS[known]
+    return f"--{names[0]}" if names[0] in _SAME else field

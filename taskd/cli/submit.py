@@ -95,6 +95,7 @@ def what_to_do(
     command: tuple[str, ...],
     *,
     is_bulk: bool = False,
+    ways: str = "one of --shell, --type, --http, --from-json",
     shell: str | None = None,
     task_type: str | None = None,
     params: Any = None,
@@ -102,13 +103,14 @@ def what_to_do(
     http_method: str | None = None,
     http_header: tuple[tuple[str, str], ...] = (),
 ) -> Json:
-    """The part of a task that says what it does. Raises UsageError unless exactly one thing is said."""
+    """The part of a task that says what it does. Raises UsageError unless exactly one thing is said;
+    `ways` are those that the command has beside one."""
     said = [name for name, value in (
         ("a command", command), ("--shell", shell), ("--type", task_type), ("--http", url), ("--from-json", is_bulk)
     ) if value]  # fmt: skip
     if len(said) != 1:
         problem = " and ".join(said) + " do not go together" if said else "say what to run"
-        raise click.UsageError(f"{problem}: give a command behind --, or one of --shell, --type, --http, --from-json")
+        raise click.UsageError(f"{problem}: give a command behind --, or {ways}")
     if params is not None and not (task_type or url):
         raise click.UsageError("--params goes with --type or --http")
     if (http_method or http_header) and not url:

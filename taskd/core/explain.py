@@ -22,7 +22,8 @@ class Fit(Struct, frozen=True):
 
 
 class Why(Struct, frozen=True):
-    """The answer. `until_s` (UTC): when it changes by itself; `position`: how many ready tasks come first."""
+    """The answer. `until_s` (UTC): when it changes by itself; `position`: how many ready tasks come first, of those
+    that a connected worker could run."""
 
     reason: str
     text: str
@@ -63,8 +64,11 @@ def _explain_open(scheduler: Scheduler, task: Task) -> Why:
 def _explain_queued(scheduler: Scheduler, task: Task, shape: Shape) -> Why:
     workers = sorted(scheduler.roster, key=lambda worker: worker.node_id)
     fits = tuple(_fit(worker, shape) for worker in workers)
-    position = scheduler.ledger.queue.position(task)
     here = [worker for worker in workers if worker.is_here]
+    # What no worker can run stands in nobody's way; where none is here, any may come.
+    position = scheduler.ledger.queue.position(
+        task, lambda other: not here or any(worker.could_run(other) for worker in here)
+    )
     if not here:
         return Why("NoMatchingNode", "no worker is connected", position, fits=fits)
     if not any(shape.type in worker.types for worker in here):
@@ -76,10 +80,10 @@ def _explain_queued(scheduler: Scheduler, task: Task, shape: Shape) -> Why:
     if not any(worker.may_take for worker in able):
         return Why("NoMatchingNode", "every worker that could run it is drained", position, fits=fits)
     if position and any(fit.fits for fit in fits):
-        return Why("Priority", f"{position} tasks come first", position, fits=fits)
+        return Why("Priority", _come_first(position), position, fits=fits)
     if any(fit.fits for fit in fits):
         return Why("Starting", "it is about to be handed out", position, fits=fits)
-    text = "every worker that could run it is busy" + (f", and {position} tasks come first" if position else "")
+    text = "every worker that could run it is busy" + (f", and {_come_first(position)}" if position else "")
     return Why("Resources", text, position, fits=fits)
 
 
@@ -100,7 +104,7 @@ def _fit(worker: Worker, shape: Shape) -> Fit:
     elif worker.drain_reason is not None:
         why = "is drained" + (f": {worker.drain_reason}" if worker.drain_reason else "")
     elif len(worker.assigned) >= offer.slots:
-        why = f"all {offer.slots} slots are busy"
+        why = "its only slot is busy" if offer.slots == 1 else f"all {offer.slots} slots are busy"
     elif worker.load_with(shape) > 1:
         taken = [name for name, amount in shape.needs if worker.used.get(name, 0) + amount > offer.capacity[name]] or [
             "cpus"
@@ -112,6 +116,10 @@ def _fit(worker: Worker, shape: Shape) -> Fit:
     else:
         return Fit(worker.node_id, worker.name, True, True, "has room")
     return Fit(worker.node_id, worker.name, False, ever, why)
+
+
+def _come_first(position: int) -> str:
+    return "1 task comes first" if position == 1 else f"{position} tasks come first"
 
 
 def _amount(name: str, units: int) -> str:

@@ -383,10 +383,10 @@ class ReadyQueue:
         self.fresh |= self.stuck
         self.stuck.clear()
 
-    def position(self, task: Task) -> int:
-        """How many ready tasks of any shape come before this one."""
+    def position(self, task: Task, counts: Callable[[Shape], bool]) -> int:
+        """How many ready tasks come before this one, of the shapes that count."""
         rank = rank_of(task)
-        return sum(shape.count_before(rank) for shape in self._shapes.values())
+        return sum(shape.count_before(rank) for shape in self._shapes.values() if counts(shape))
 
 
 def rank_of(task: Task) -> Rank:

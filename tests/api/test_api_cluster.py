@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from taskd.api.cluster_types import EventView
+from taskd.api.cluster_types import EVENT_KINDS, EventView
 from taskd.version import VERSION
 from tests.api.fakes import ALICE, NOW_S, ROOT, FakeService, node_view
 
@@ -116,6 +118,20 @@ async def test_events_of_some_kinds_and_tasks(service: FakeService) -> None:
     ]:
         assert [event for _, event in await events_of(service, f"/v1/events?{query}", *sent)] == expected
     assert (await service.ask("GET", "/v1/events?task=ffff"))[0] == 404
+
+
+async def test_kinds_of_events_that_there_are_not_are_refused(service: FakeService) -> None:
+    for kind in ("bogus", "task.lost", "TASK", "node.up.x"):
+        status, answer = await service.ask("GET", f"/v1/events?kind=node,{kind}")
+        assert (status, answer["error"]["field"]) == (400, "kind")
+        assert answer["error"]["message"].startswith(f"{kind!r} begins no kind of events: task.scheduled, ")
+
+
+def test_kinds_of_events_are_those_of_the_document() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
+    named = set(re.findall(r"`((?:task|node|leader|standby|durability)\.[a-z_]+)`", document))
+    assert named <= {*EVENT_KINDS}
+    assert {kind for kind in EVENT_KINDS if not kind.startswith("task.")} <= named
 
 
 async def test_a_stream_of_events_listens_before_it_answers(service: FakeService) -> None:

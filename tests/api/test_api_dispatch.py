@@ -11,8 +11,11 @@ import pytest
 
 from taskd.api.dispatch import TARGET_CHARS_MAX
 from taskd.api.routes import ROUTES, allowed_methods, find_route
+from taskd.api.service import Caller
 from taskd.errors import MethodNotAllowed, NotFound, TaskdError
 from tests.api.fakes import ALICE, BOB, ROOT, FakeService
+
+READER = Caller("alice", False, may_change=False)
 
 # -- Routes ------------------------------------------------------------------------------------------------------------
 
@@ -174,3 +177,16 @@ async def test_what_was_to_change_something_is_audited_and_nothing_else(service:
     task = json.loads(service.audited[0][1].body)["ids"][0]
     assert service.audited[0][1].did == f"submitted {task}"
     assert service.audited[2][1].did == f"cancelled {task}"
+
+
+@pytest.mark.parametrize(
+    ("path", "caller", "words"),
+    [
+        ("/v1/nodes/8/drain", READER, "this token may only read; `taskd token create --role admin` makes one that may"),
+        ("/v1/tasks/cancel", READER, "this token may only read; `taskd token create --role user` makes one that may"),
+        ("/v1/nodes/8/drain", ALICE, "a member of the group taskd-admin, or a token with the role admin"),
+    ],
+)
+async def test_who_may_not_is_told_what_it_takes(service: FakeService, path: str, caller: Caller, words: str) -> None:
+    status, answer = await service.ask("POST", path, caller=caller)
+    assert (status, words in answer["error"]["message"]) == (403, True)

@@ -252,6 +252,23 @@ async def test_explanations(service: FakeService) -> None:
     assert (status, answer["reason"], answer["text"]) == (200, "Ended", "it has ended: timed out")
 
 
+@pytest.mark.parametrize(
+    ("report", "cause"),
+    [
+        (Report(exit_code=7), " (exit code 7)"),
+        (Report(signal=9), " (signal 9)"),
+        (Report(error=ErrorInfo("ValueError", "no luck")), " (ValueError: no luck)"),
+        (Report(error=ErrorInfo("ValueError", "")), " (ValueError)"),
+        (Report(), ""),
+    ],
+)
+async def test_explanations_of_what_has_ended_give_the_cause(service: FakeService, report: Report, cause: str) -> None:
+    task = await service.add()
+    service.end(task, report, outcome=Outcome.EXCEPTION, state=TaskState.FAILED)
+    _, answer = await service.ask("GET", f"/v1/tasks/{task}/explain")
+    assert answer["text"] == f"it has ended: failed{cause}"
+
+
 # -- Cancel ------------------------------------------------------------------------------------------------------------
 
 

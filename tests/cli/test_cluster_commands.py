@@ -55,7 +55,7 @@ def test_nodes_are_listed_and_shown(taskd: Taskd, daemon: FakeDaemon) -> None:
         assert text in page
     assert json.loads(taskd("node", "show", "2", "--json").out)["name"] == "arm"
     ran = taskd("node", "show", "nobody")
-    assert (ran.code, ran.err) == (1, "taskd: there is no node nobody (id)\n")
+    assert (ran.code, ran.err) == (1, "taskd: there is no node nobody\n")
 
 
 def test_a_node_is_drained_and_resumed(taskd: Taskd, daemon: FakeDaemon) -> None:

@@ -43,7 +43,10 @@ def test_run_ends_as_the_command_did(
 
 def test_run_of_a_shell_line_and_wrong_calls(taskd: Taskd, daemon: FakeDaemon) -> None:
     assert taskd("run", "--shell", "print hi").out == "hi\n"
-    assert taskd("run").code == 2
+    ran = taskd("run")
+    assert (ran.code, ran.err.splitlines()[-1]) == (
+        2, "Error: say what to run: give a command behind --, or --shell"
+    )  # fmt: skip
     assert taskd("run", "--shell", "x", "y").code == 2
     ran = taskd("run", "--constraint", "x", "--memory", "lots", "y")
     assert ran.code == 2

@@ -99,6 +99,8 @@ def test_handlers_services_and_shell_lines(taskd: Taskd, daemon: FakeDaemon, tmp
         (("--shell", "x", "--", "y"), "a command and --shell do not go together"),
         (("--params", "{}", "--", "x"), "--params goes with --type or --http"),
         (("--http-method", "GET", "--", "x"), "go with --http"),
+        (("--http", "http://x", "--http-method", "SHOUT"), "Error: --http-method: 'SHOUT' is not"),
+        (("--http", "http://x", "--http-header", "a b=c"), "Error: --http-header: "),
         (("--type", "x", "--params", "{"), "it is not JSON"),
         (("--type", "x", "--params", "@/nowhere"), "cannot be read"),
         (("--memory", "lots", "--", "x"), "'--memory': 'lots' is not a size"),
@@ -331,7 +333,7 @@ def test_ids_may_be_given_by_their_end(taskd: Taskd, daemon: FakeDaemon) -> None
     assert json.loads(taskd("show", task_id[-6:], "--json").out)["id"] == task_id
     ran = taskd("show", "ffffffff")
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err == "taskd: there is no task ffffffff (id)\n"
+    assert ran.err == "taskd: there is no task ffffffff\n"
 
 
 def test_logs_keep_the_streams_apart(taskd: Taskd, daemon: FakeDaemon) -> None:
@@ -349,7 +351,7 @@ def test_explain_says_it_for_every_node(taskd: Taskd, daemon: FakeDaemon) -> Non
     taskd("submit", "--", "true")
     ran = taskd("explain", "last")
     assert "is queued: every worker that could run it is busy (Resources)" in ran.out
-    assert "3 tasks come first" in ran.out
+    assert "3 tasks come first" in ran.out.splitlines()
     assert "arm   when free     all 4 slots are busy" in ran.out
     assert json.loads(taskd("explain", "last", "--json").out)["reason"] == "Resources"
     never = {"node_id": 2, "name": "arm", "fits": False, "ever": False, "why": "has 0 of gpus, 64 asked"}
@@ -357,6 +359,16 @@ def test_explain_says_it_for_every_node(taskd: Taskd, daemon: FakeDaemon) -> Non
     ran = taskd("explain", "last")
     assert "No node could ever run it" in ran.out
     assert "until 2033-05-18" in ran.out
+    daemon.explanations[0].update(position=1)
+    assert "1 task comes first" in taskd("explain", "last").out.splitlines()
+
+
+def test_explain_of_a_task_that_has_ended_gives_the_cause(taskd: Taskd, daemon: FakeDaemon) -> None:
+    taskd("submit", "--", "exit", "7")
+    text = "it has ended: failed (exit code 7\x1b)"
+    daemon.explanations = [{"reason": "Ended", "text": text, "position": None, "until": None, "nodes": []}]
+    ran = taskd("explain", "last")
+    assert ran.out == f"task {next(iter(daemon.tasks))[-8:]} has ended: failed (exit code 7\\x1b)\n"
 
 
 def test_events_are_lines(taskd: Taskd, daemon: FakeDaemon) -> None:
@@ -472,4 +484,9 @@ def test_retry_makes_new_tasks(taskd: Taskd, daemon: FakeDaemon) -> None:
     assert len(json.loads(ran.out)["ids"]) == 2
     assert daemon.bodies[-1]["states"] == ["failed", "timed_out", "expired"]
     taskd("submit", "--", "hold")
-    assert taskd("retry", "last") == (0, "", "")
+    assert taskd("retry", "last") == (1, "", "taskd: it has not ended\n")
+    assert taskd("retry", "--json", "last") == (1, '{"ids": []}\n', "taskd: it has not ended\n")
+    first, *_, last = daemon.tasks
+    ran = taskd("retry", first, last)
+    assert (ran.code, len(ran.out.split()), ran.err) == (0, 1, "taskd: 1 task of 2 had not ended\n")
+    assert taskd("retry", "--queue", "none") == (0, "", "")

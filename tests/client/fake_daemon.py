@@ -202,6 +202,11 @@ class FakeDaemon:
                 return error(400, "invalid", "'lots' is not a size", f"{prefix}memory")
             if "~" in task.get("constraints", ()):
                 return error(400, "invalid", "'~' is not a constraint", "constraints[0]")
+            target = task.get("http", {})
+            if target.get("method") == "SHOUT":
+                return error(400, "invalid", "'SHOUT' is not one of the values that are allowed here", "http.method")
+            if "a b" in target.get("headers", ()):
+                return error(400, "invalid", "'a b' cannot be the name of a header", "http.headers")
             task_id = task.get("id") or new_id()
             ids.append(task_id)
             if task_id in self.tasks:

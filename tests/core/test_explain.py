@@ -95,8 +95,17 @@ def test_all_slots_busy(world: World) -> None:
     assert why(world, first).reason == "Resources"
     assert why(world, first).position == 0
     assert why(world, second).position == 1
-    assert "1 tasks come first" in why(world, second).text
-    assert fit(world, second) == Fit(11, "node11", False, True, "all 1 slots are busy")
+    assert "1 task comes first" in why(world, second).text
+    assert fit(world, second) == Fit(11, "node11", False, True, "its only slot is busy")
+
+
+def test_tasks_that_can_never_run_come_before_nobody(world: World) -> None:
+    world.cluster(offer=offer(1))
+    world.submit()
+    world.submit(resources={"gpus": 1000})
+    (task,) = world.submit()
+    assert why(world, task).position == 0
+    assert "come" not in why(world, task).text
 
 
 def test_a_resource_that_is_in_use(world: World) -> None:
