@@ -75,7 +75,7 @@ class NodeSettings(Struct, frozen=True):
     key_grace: Annotated[
         float,
         Duration(0, 366 * _DAY_S),
-        "After `taskd key rotate` the previous cluster key is accepted for so long.",
+        "How long the previous cluster key is still accepted after `taskd key rotate`.",
     ] = _DAY_S
     log_level: Annotated[
         str, Word(("debug", "info", "warning", "error")), "The least level that is logged; debug is for finding faults."
@@ -109,10 +109,10 @@ class NetworkSettings(Struct, frozen=True):
     heartbeat_s: Annotated[
         float,
         Number(0.05, 60, "seconds"),
-        "How often peers show that they live: more often, and a loss is noticed sooner.",
+        "How often peers show that they are alive. The more often, the sooner a loss is noticed.",
     ] = 0.5
     peer_timeout_s: Annotated[
-        float, Number(0.2, 600, "seconds"), "A peer silent for so long is gone. Several heartbeats: one may be late."
+        float, Number(0.2, 600, "seconds"), "A peer silent for this long is gone. Several heartbeats: one may be late."
     ] = 2.5
     redial_max_s: Annotated[
         float,
@@ -135,7 +135,7 @@ class SchedulerSettings(Struct, frozen=True):
     restart_grace_s: Annotated[
         float,
         Number(0, 86400, "seconds"),
-        "When another leads, or the same one after a restart, running tasks wait so long for their workers to say so.",
+        "How long running tasks wait for their workers to report them after a restart or a change of leaders.",
     ] = 10.0
     prefetch_s: Annotated[
         float,
@@ -145,10 +145,10 @@ class SchedulerSettings(Struct, frozen=True):
     prefetch_max: Annotated[
         int,
         Whole(1, 10_000),
-        "At most so many tasks wait for each slot, however short they are: they may have to be taken back.",
+        "At most this many tasks wait for each slot, however short they are: they may have to be taken back.",
     ] = 512
     crash_limit: Annotated[
-        int, Whole(1, 10_000), "A task that lost its worker so often fails: it may be what kills them."
+        int, Whole(1, 10_000), "A task fails after losing its worker this many times: it may be what kills them."
     ] = 3
     min_replicas: Annotated[
         int, Whole(0, 1), "1: new tasks are refused (503) while no standby keeps a copy of them. 0: they are taken."
@@ -156,17 +156,17 @@ class SchedulerSettings(Struct, frozen=True):
     standby_grace_s: Annotated[
         float,
         Number(0.1, 60, "seconds"),
-        "When the last standby is gone, answers wait so long for it; from then on they say that there is no copy.",
+        "How long answers wait for the last standby when it is gone; after that they say that there is no copy.",
     ] = 2.5
     hand_over_after_s: Annotated[
         float,
         Number(0, 3600, "seconds"),
-        "A scheduler with a lower id leads again after it was well for so long; doubled each time it goes away.",
+        "A scheduler with a lower id leads again after being well for this long; doubled each time it goes away.",
     ] = 10.0
     empty_wait_s: Annotated[
         float,
         Number(0, 3600, "seconds"),
-        "A scheduler with an empty disk looks so long for one that has tasks before it leads.",
+        "How long a scheduler with an empty disk looks for one that has tasks before it leads.",
     ] = 10.0
     finished_age_max: Annotated[
         float, Duration(0, 3660 * _DAY_S), "Finished tasks are removed after this: seven days. 0: never."
@@ -245,7 +245,7 @@ class WorkerSettings(Struct, frozen=True):
         "The socket of a launcher that runs as a service. Empty: a worker that is root starts its own for task_user.",
     ] = ""
     task_processes_max: Annotated[
-        int, Whole(1, 4_000_000), "All tasks of task_user together have at most so many processes and threads."
+        int, Whole(1, 4_000_000), "All tasks of task_user together have at most this many processes and threads."
     ] = 16_384
     secrets_dir: Annotated[
         str,
@@ -255,7 +255,7 @@ class WorkerSettings(Struct, frozen=True):
     output_age_max: Annotated[
         float,
         Duration(60, 3660 * _DAY_S),
-        "What tasks wrote is removed so long after their end; its tail stays recorded.",
+        "How long what tasks wrote is kept after their end; its tail stays recorded.",
     ] = 7 * _DAY_S
     output_bytes_max: Annotated[
         int, Size(1 << 20, _PIB), "All that tasks wrote, together; above it the oldest is removed first."
@@ -266,7 +266,7 @@ class WorkerSettings(Struct, frozen=True):
         "Of one stream of one attempt; beyond this the oldest bytes are dropped, and readers are told how many.",
     ] = 1 << 30
     stop_grace_s: Annotated[
-        float, Number(0, 86400, "seconds"), "Running tasks get so long between TERM and KILL when this worker stops."
+        float, Number(0, 86400, "seconds"), "How long running tasks get between TERM and KILL when this worker stops."
     ] = 10.0
 
 

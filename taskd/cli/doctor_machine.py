@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # A bug of the write-ahead log that can lose commits is mended in these and in all newer ones.
 SQLITE_GOOD = (3, 51, 3)
 SQLITE_MENDED = {(3, 50): 7, (3, 44): 6}
-DISK_WARN_FACTOR = 4  # Free space below so many times the mark where a scheduler stops taking tasks.
-SYNCS = 9  # The median of so many is told.
+DISK_WARN_FACTOR = 4  # Warn when free space is below this many times the mark where a scheduler stops taking tasks.
+SYNCS = 9  # The median of this many is told.
 SYNC_WARN_S, SYNC_FAIL_S = 0.05, 1.0  # Each submission that is waited for pays one of these.
 LISTEN_S = 0.7  # Schedulers on the LAN answer within a few hundredths; a query may be lost once.
 CGROUPS = Path("/sys/fs/cgroup")

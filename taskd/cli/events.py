@@ -45,7 +45,7 @@ There is no history: events are those from now on, until Ctrl-C.""",
     help="Only this kind: task, task.failed, node, leader, standby, durability; repeatable.",
 )
 @click.option("--task", multiple=True, metavar="ID", help="Only events of this task; may be repeated.")
-@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="End after so many.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="End after this many events.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document a line.")
 @talks
 def events(

@@ -1,4 +1,4 @@
-"""taskd explain: why a task is not further on."""
+"""taskd explain: why a task is waiting, or how it ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskd.client import calls
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON; `reason` is one of a fixed set of words.")
 @talks
 def explain(session: Session, task_id: str, as_json: bool) -> None:
-    """Say why a task stands where it stands, and what each node lacks for it."""
+    """Explain why a task is waiting, and what each node lacks for it."""
     why = session.ask(calls.explain(task_id))
     if as_json:
         print_json(why)

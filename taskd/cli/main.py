@@ -41,7 +41,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "list": Entry("listing", "list_tasks", "List tasks, newest first."),
         "show": Entry("show", "show", "Show a task in full."),
         "logs": Entry("logs", "logs", "Print what a task wrote."),
-        "explain": Entry("explain", "explain", "Say why a task is not further on."),
+        "explain": Entry("explain", "explain", "Explain why a task is waiting."),
         "events": Entry("events", "events", "Print what happens, as it happens."),
     },
     "The cluster": {

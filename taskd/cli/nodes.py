@@ -107,7 +107,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the node as JSON.")
 @talks
 def drain(session: Session, node_id: str, reason: str, as_json: bool) -> None:
-    """Give a node no new tasks; those that run there go on. It stays so over restarts, until resumed."""
+    """Give a node no new tasks; those that run there go on. It stays drained, also over restarts, until resumed."""
     found = session.ask(calls.drain(node_id, reason))
     if as_json:
         print_json(found)

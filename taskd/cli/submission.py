@@ -33,13 +33,13 @@ _OPTIONS = (
     click.option(
         "--constraint", multiple=True, metavar="TEXT", help="What the worker's labels must be: os=debian, arch!=arm64."
     ),
-    click.option("--delay", type=Duration(), metavar="TIME", help="Begin no sooner than so much later."),
+    click.option("--delay", type=Duration(), metavar="TIME", help="Begin no sooner than this long from now."),
     click.option("--at", type=Instant(), metavar="WHEN", help='Begin no sooner: ISO 8601, or "tomorrow 09:00".'),
-    click.option("--deadline", type=Duration(), metavar="TIME", help="Give up where it has not begun by then."),
-    click.option("--timeout", type=Duration(), metavar="TIME", help="End an attempt that runs longer."),
-    click.option("--retries", type=click.IntRange(0, 10_000), metavar="N", help="Try again so often when it fails."),
+    click.option("--deadline", type=Duration(), metavar="TIME", help="Give up if it has not begun within this time."),
+    click.option("--timeout", type=Duration(), metavar="TIME", help="End an attempt that runs longer than this."),
+    click.option("--retries", type=click.IntRange(0, 10_000), metavar="N", help="How often to try again if it fails."),
     click.option(
-        "--backoff", type=Backoff(), metavar="TIME", help="Wait before that: 5s, or initial=1s,factor=2,max=5m."
+        "--backoff", type=Backoff(), metavar="TIME", help="Wait before trying again: 5s, or initial=1s,factor=2,max=5m."
     ),
     click.option(
         "--on-lost", type=click.Choice(["retry", "fail"]), help="When its worker is lost: run it again, or fail."

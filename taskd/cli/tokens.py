@@ -25,8 +25,8 @@ _config = click.option("--config", metavar="F", type=click.Path(dir_okay=False),
 def token() -> None:
     """Make, list and revoke tokens for HTTPS.
 
-    The daemon of this machine answers over HTTPS where `[api] listen` says so, and only whoever holds a token. Tokens
-    count from the moment on that they are made, and no longer once they are revoked: nothing need be restarted.
+    Where `[api] listen` is set, the daemon of this machine serves HTTPS, to holders of a token only. Making and
+    revoking tokens takes effect immediately: nothing need be restarted.
     """
 
 
@@ -47,7 +47,7 @@ Example:
     show_default=True,
     help="user: reads all, and acts on tasks of its own. admin: does everything. read-only: changes nothing.",
 )
-@click.option("--expires", type=Duration(), metavar="D", help="Ends so long from now, as 90d; else never.")
+@click.option("--expires", type=Duration(), metavar="D", help="How long it is valid, such as 90d; else for ever.")
 @click.option("--url", metavar="URL", help="Where clients reach this daemon; else this host and its port.")
 @click.option("--output", metavar="F", type=click.Path(dir_okay=False), help="Write the access file here, privately.")
 @_config
@@ -57,8 +57,7 @@ def create(
 ) -> None:  # fmt: skip
     """Make a token, and the file that clients need to use it: URL, fingerprint and token.
 
-    The token is shown this once; of what this machine keeps it cannot be made again. Whoever reads the file is that
-    user.
+    The token is shown only once: this machine keeps a digest of it. Whoever can read the file acts as that user.
     """
     from taskd.private_files import save_private
 
@@ -123,7 +122,7 @@ def _end_text(expires_s: float, now_s: float) -> str:
 @click.argument("name")
 @_config
 def revoke(name: str, config: str | None) -> None:
-    """Have a token accepted no more, from now on."""
+    """Revoke a token immediately."""
     _tokens(_settings(config)).revoke(name)
     click.echo(f"revoked {name}")
 

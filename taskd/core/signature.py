@@ -74,15 +74,15 @@ def wrong_params(error: Exception, names: tuple[str, ...] | None = None) -> str:
     if missing := _MISSING.fullmatch(what):
         return f"params{place}.{missing[1]}: is missing"
     if unknown := _UNKNOWN.fullmatch(what):
-        return f"params{place}.{unknown[1]}: there is no such parameter{_known(names) if not place else ''}"
+        return f"params{place}.{unknown[1]}: unknown parameter{_known(names) if not place else ''}"
     return f"params{place}: {what[:1].lower()}{what[1:]}"
 
 
 def _known(names: tuple[str, ...] | None) -> str:
     if not names:
-        return "" if names is None else "; there are none"
+        return "" if names is None else "; this task takes none"
     more = ", …" if len(names) > SHOWN_NAMES_MAX else ""
-    return f"; there are {', '.join(names[:SHOWN_NAMES_MAX])}{more}"
+    return f"; this task takes: {', '.join(names[:SHOWN_NAMES_MAX])}{more}"
 
 
 _SCALARS: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}

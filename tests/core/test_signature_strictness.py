@@ -188,7 +188,7 @@ def test_a_check_is_as_strict_as_the_handler_wherever_it_can(name):
         (b'{"path": 1}', "params.path: expected `str`, got `int`"),
         (b'{"path": "a", "width": "wide"}', "params.width: expected `int`, got `str`"),
         (b'{"path": "a", "width": 0}', "params.width: expected `int` >= 1"),
-        (b'{"path": "a", "wdith": 1}', "params.wdith: there is no such parameter; there are path, width, point"),
+        (b'{"path": "a", "wdith": 1}', "params.wdith: unknown parameter; this task takes: path, width, point"),
         (b'{"path": "a", "point": {}}', "params.point.x: is missing"),
         (b'{"path": "a", "point": {"x": 1.5}}', "params.point.x: expected `int`, got `float`"),
         (b"[]", "params: expected `object`, got `array`"),
@@ -205,7 +205,7 @@ def test_messages_name_the_place(params, message):
 def test_a_handler_without_params_says_that_it_has_none():
     checker = Checker(schema_of(msgspec.defstruct("Params", [], forbid_unknown_fields=True)))
     assert checker.check(b"{}") is None
-    assert checker.check(b'{"a": 1}') == "params.a: there is no such parameter; there are none"
+    assert checker.check(b'{"a": 1}') == "params.a: unknown parameter; this task takes none"
 
 
 def test_many_names_are_not_all_listed():

@@ -56,8 +56,8 @@ async def test_times_are_told(stage: HandlerStage) -> None:
     [
         ("add", {"left": "two"}, "params.left: expected `int`, got `str`"),
         ("add", {}, "params.left: is missing"),
-        ("add", {"left": 1, "rigth": 2}, "params.rigth: there is no such parameter; there are left, right"),
-        ("noop", {"left": 1}, "params.left: there is no such parameter; there are none"),
+        ("add", {"left": 1, "rigth": 2}, "params.rigth: unknown parameter; this task takes: left, right"),
+        ("noop", {"left": 1}, "params.left: unknown parameter; this task takes none"),
         ("even", {"number": {"number": 3}}, "params.number: it is odd"),
         ("shout", {"text": 1}, "params.text: expected `str`, got `int`"),
     ],
