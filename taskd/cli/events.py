@@ -55,7 +55,7 @@ def events(
     # Names are asked for without patience, beside the stream.
     with (
         closing(_read(session, calls.events(kinds=kind, tasks=task), follow)) as found,
-        Session(session.transport.path) as other,
+        session.beside() as other,
     ):
         names = _Names(other)
         for event in found:

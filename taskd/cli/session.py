@@ -27,8 +27,15 @@ class Session:
     def __init__(self, socket: str | None, access: str | None = None) -> None:
         if socket and access:
             raise click.UsageError("--socket names a daemon on this machine and --access one on another: give one")
+        self._told = socket, access
         self.transport = Transport(socket, access=access, on_trouble=self._on_trouble)
         self._is_troubled = False
+
+    def beside(self) -> Session:
+        """Another one with the same daemon, for what is asked while a stream is read."""
+        if self.transport.is_remote:
+            return Session(*self._told)
+        return Session(self.transport.path)  # This very daemon, where several were looked for.
 
     def be_patient(self, patience_s: float = PATIENCE_S) -> None:
         """Go on when the daemon restarts or the leader changes; `math.inf` for ever."""

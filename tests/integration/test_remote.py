@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from taskd import AsyncClient, Client
+from taskd.cli.session import Session
+from taskd.client import calls
 from taskd.errors import ConfigError, NoDaemon, TaskdError
 from tests.integration.cluster import LOOPBACK, Daemon, eventually, free_port
 
@@ -74,6 +76,12 @@ def test_the_command_line_works_from_elsewhere(taskd: Taskd, access: Path) -> No
     assert len(long.stdout) == sum(len(str(number)) + 1 for number in range(1, 200_001))
     listed = taskd("list", "--owner", "ana", TASKD_ACCESS=str(access))
     assert "seq 200000" in listed.stdout
+
+
+def test_a_session_beside_another_asks_the_same_daemon(access: Path) -> None:
+    """Events ask for the names of nodes so."""
+    with Session(None, str(access)) as session, session.beside() as other:
+        assert other.ask(calls.cluster())["name"] == session.ask(calls.cluster())["name"]
 
 
 def test_the_doctor_says_what_can_be_seen_from_elsewhere(taskd: Taskd, access: Path) -> None:
