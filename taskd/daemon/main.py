@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -29,6 +29,7 @@ from taskd.core.node import Node
 from taskd.core.seal import Seal
 from taskd.core.settings import SchedulerSettings
 from taskd.daemon import logs
+from taskd.daemon.addresses import Addresses
 from taskd.daemon.audit import AuditLog
 from taskd.daemon.backups import Backups
 from taskd.daemon.calls import CallMessage, Calls
@@ -209,13 +210,10 @@ class Daemon:
         if journal is not None:
             shell.tell(journal.load())
         running.append(group.create_task(shell.run()))
-        if work is not None:
-            running.append(group.create_task(work.keep_tidy()))
+        addresses = self._addresses(state, mesh)
         await mesh.start()
         stack.push_async_callback(mesh.stop, "stopping")
-        discovery = self._discovery(info, mesh)
-        if discovery is not None:
-            running.append(group.create_task(discovery.run()))
+        running += [group.create_task(chore) for chore in self._chores(info, work, mesh, addresses)]
         if (rest := await self._open_api(stack, service, place.path)) is not None:
             running.append(group.create_task(rest))
         manager = self._manager(service, shell, mesh, place.path)
@@ -298,6 +296,25 @@ class Daemon:
             scheduler.seal = Seal(*mesh.ring.seal_secrets)
             mesh.rotation.on_keys = lambda secrets: shell.tell(ev.KeysChanged(secrets))
         return mesh
+
+    def _addresses(self, state: StateDirectory, mesh: Mesh) -> Addresses | None:
+        """Where nodes came from before this process, where it is one that they come to."""
+        if "scheduler" not in self._roles:
+            return None
+        addresses = Addresses(state.of("scheduler") / "addresses.json", mesh.gate, mesh.peer_hosts)
+        addresses.load()
+        return addresses
+
+    def _chores(
+        self, info: NodeInfo, work: Work | None, mesh: Mesh, addresses: Addresses | None
+    ) -> Iterator[Coroutine[Any, Any, None]]:
+        """What is done beside everything else, until cancelled."""
+        if work is not None:
+            yield work.keep_tidy()
+        if addresses is not None:
+            yield addresses.keep()
+        if (discovery := self._discovery(info, mesh)) is not None:
+            yield discovery.run()
 
     def _discovery(self, info: NodeInfo, mesh: Mesh) -> Discovery | None:
         network = self._config.network

@@ -17,7 +17,7 @@ STRANGERS_PER_S, STRANGERS_BURST = 40.0, 160.0  # Handshakes of all unknown addr
 SOURCE_PER_S, SOURCE_BURST = 10.0, 40.0  # Of one unknown address.
 KNOWN_PER_S, KNOWN_BURST = 20.0, 100.0  # Of one address that a node of ours came from.
 GREETED_PER_S, GREETED_BURST = 50.0, 2000.0  # Good hellos of one address that are given back.
-KNOWN_S = 86_400.0  # An address counts as a node's for so long after it last came from there.
+KNOWN_S = 86_400.0  # An address counts as a node's for so long after one was last seen there.
 SOURCES_MAX = 4096  # Addresses that are remembered, of each kind.
 IPV6_PREFIX = 64  # Of what one machine can have as many addresses as it likes in.
 
@@ -57,7 +57,7 @@ class Gate:
         self._all_strangers = Bucket(STRANGERS_PER_S, STRANGERS_BURST, now)
         self._sources: OrderedDict[str, Bucket] = OrderedDict()  # of strangers; the longest unused first
         self._hosts: OrderedDict[str, Bucket] = OrderedDict()  # of known addresses
-        self._known: OrderedDict[str, float] = OrderedDict()  # address: when a node last came from it
+        self._known: OrderedDict[str, float] = OrderedDict()  # address: when a node was last seen there
         self._greeted: OrderedDict[str, Bucket] = OrderedDict()
 
     def admit(self, host: str, now: float) -> str:
@@ -83,10 +83,23 @@ class Gate:
                 bucket.put_back()
             if not was_known:
                 self._all_strangers.put_back()
+        self.saw(host, now)
+
+    def saw(self, host: str, now: float) -> None:
+        """A node of ours is there."""
         self._known[host] = now
         self._known.move_to_end(host)
         if len(self._known) > SOURCES_MAX:
             self._known.popitem(last=False)
+
+    def known(self, now: float) -> dict[str, float]:
+        """Where nodes of ours came from lately, and how many seconds ago; the longest ago first."""
+        return {host: now - came_at for host, came_at in self._known.items() if now - came_at < KNOWN_S}
+
+    def remember(self, known: dict[str, float], now: float) -> None:
+        """Know again what `known` said in an earlier process, before anybody comes."""
+        for host, ago_s in sorted(known.items(), key=lambda one: -one[1]):
+            self.saw(host, now - ago_s)
 
     def is_known(self, host: str, now: float) -> bool:
         """Whether a node of ours came from there lately."""

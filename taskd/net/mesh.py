@@ -94,14 +94,14 @@ class Mesh:
         self._on_event = on_event
         self._on_call = on_call
         self._log = log
-        self._gate = Gate(monotonic())
+        self.gate = Gate(monotonic())
         self.refusals = Refusals(log)
         self._hints = Hints()
         self._dialer = Dialer(self, self._hints, redial_max_s, random)
         self._acceptors: list[Acceptor] = []
         self._half_open: dict[Connection, None] = {}  # the oldest first
         self._open: dict[int, Connection] = {}
-        self._hosts: Counter[str] = Counter()  # of open connections
+        self.peer_hosts: Counter[str] = Counter()  # of open connections
         self._known_boots: dict[int, int] = {}
         self._probes: dict[
             int, tuple[Connection, int]
@@ -254,7 +254,7 @@ class Mesh:
 
     def _admit(self, host: str, port: str) -> bool:
         now = monotonic()
-        reason = self._gate.admit(host, now)
+        reason = self.gate.admit(host, now)
         if reason:
             self.refusals.note(source_of(host), f"{host}:{port}", reason, now)
         return not reason
@@ -304,10 +304,10 @@ class Mesh:
         node, now = connection.peer, monotonic()
         assert node is not None
         if not connection.is_dialled:
-            self._gate.greeted(connection.host, now)
+            self.gate.greeted(connection.host, now)
         if not self._may_replace(connection, node, now):
             return
-        if len(self._open) >= PEERS_MAX or self._hosts[connection.host] >= PEERS_PER_HOST_MAX:
+        if len(self._open) >= PEERS_MAX or self.peer_hosts[connection.host] >= PEERS_PER_HOST_MAX:
             connection.goodbye("too many nodes are connected")
             self.refusals.note(connection.source, connection.address, "too many nodes are connected", now)
             return
@@ -319,7 +319,7 @@ class Mesh:
         if connection.is_dialled:
             self._hints.met(node.node_id, node.store_id.hex(), connection.address, now)
         self._open[node.node_id] = connection
-        self._hosts[connection.host] += 1
+        self.peer_hosts[connection.host] += 1
         self._on_event(PeerUp(node))
 
     def _may_replace(self, connection: Connection, node: msg.NodeInfo, now: float) -> bool:
@@ -385,9 +385,9 @@ class Mesh:
         if node is not None and self._open.get(node.node_id) is connection:
             del self._open[node.node_id]
             self._probes.pop(node.node_id, None)
-            self._hosts[connection.host] -= 1
-            if not self._hosts[connection.host]:
-                del self._hosts[connection.host]
+            self.peer_hosts[connection.host] -= 1
+            if not self.peer_hosts[connection.host]:
+                del self.peer_hosts[connection.host]
             is_orderly = connection.session is not None and connection.session.goodbye is not None
             self._on_event(PeerDown(node.node_id, reason, is_orderly))
 

@@ -112,3 +112,14 @@ def test_an_orderly_stop_loses_nothing(fresh: Cluster, tmp_path: Path) -> None:
     head.ok("POST", f"/v1/tasks/{task}/cancel")
     head.wait([task])
     assert head.stop() == 0
+
+
+def test_a_scheduler_that_stops_keeps_where_its_workers_were(fresh: Cluster) -> None:
+    fresh.start(1)
+    fresh.wait_for_workers(1)
+    fresh.head.stop()
+    (kept,) = fresh.directory.rglob("addresses.json")
+    assert kept.parent.name == "scheduler"
+    assert "127.0.0.1" in kept.read_text()
+    fresh.head.start()
+    fresh.wait_for_workers(1)
