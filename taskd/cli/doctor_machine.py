@@ -48,6 +48,7 @@ def look_at_machine(file: Path | None, state_dir: str) -> Iterator[Finding]:
     checks: tuple[Callable[[Config], Finding], ...] = (
         _key,
         _state,
+        _secrets,
         _disk,
         _sync,
         _sqlite,
@@ -102,6 +103,28 @@ def _state(settings: Config) -> Finding:
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
             return Finding(FAIL, "state", f"{path} can be written by others", f"chmod 700 {path}")
     return Finding(OK, "state", f"{directory} is private")
+
+
+def _secrets(settings: Config) -> Finding:
+    """Whether the worker's secrets are for its own user alone, as they must be to be given to tasks."""
+    from taskd import paths
+
+    directory = Path(settings.worker.secrets_dir or paths.secrets_directory())
+    try:
+        owner = directory.stat().st_uid
+        for path in (directory, *sorted(directory.iterdir())):
+            status = path.lstat()
+            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                mode = "700" if path == directory else "600"
+                return Finding(FAIL, "secrets", f"{path} is open to others than its owner", f"chmod {mode} {path}")
+            if status.st_uid != owner:
+                advice = f"chown --reference={directory} {path}"
+                return Finding(FAIL, "secrets", f"{path} does not belong to the owner of its directory", advice)
+    except FileNotFoundError:
+        return Finding(OK, "secrets", f"there is no directory {directory}")
+    except OSError as error:
+        return Finding(WARN, "secrets", f"{directory}: {error.strerror}", "run taskd doctor as root")
+    return Finding(OK, "secrets", f"{directory} is private")
 
 
 def _sync(settings: Config) -> Finding:

@@ -26,6 +26,7 @@ from taskd.runner.base import error_info
 VALUE_BYTES_MAX = 64 << 10
 ACCESS_SUFFIX = ".access"
 ANYBODY = "*"
+_OTHERS = 0o077  # Bits of a mode. The group counts: that of taskd's user is everybody who may submit.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ACCESS_KEYS = frozenset({"users", "types"})
 
@@ -66,7 +67,7 @@ class Secrets:
         except OSError as error:
             raise SecretRefused(f"the secrets of this worker cannot be read: {error.strerror}") from None
         try:
-            _check_owner(os.fstat(directory), str(self._directory), forbidden=0o027)
+            _check_owner(os.fstat(directory), str(self._directory))
         except SecretRefused:
             os.close(directory)
             raise
@@ -123,7 +124,7 @@ def _read(directory: int, name: str) -> bytes | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise SecretRefused(f"the secret file {name!r} is no file")
-        _check_owner(status, name, forbidden=0o037)
+        _check_owner(status, name)
         raw = os.read(descriptor, VALUE_BYTES_MAX + 1)
     except OSError as error:
         raise SecretRefused(f"the secret file {name!r} cannot be read: {error.strerror}") from None
@@ -134,9 +135,11 @@ def _read(directory: int, name: str) -> bytes | None:
     return raw
 
 
-def _check_owner(status: os.stat_result, what: str, *, forbidden: int) -> None:
+def _check_owner(status: os.stat_result, what: str) -> None:
     """A secret that others can read is none, and one that others can write is not to be trusted."""
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & forbidden:
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & _OTHERS:
+        mode = "700" if stat.S_ISDIR(status.st_mode) else "600"
         raise SecretRefused(
-            f"{what} must belong to root or taskd, and be open to nobody else: see docs/configuration.md"
+            f"{what} must belong to root or taskd, and be open to nobody else and no group: give it the mode {mode}, "
+            "see docs/configuration.md"
         )

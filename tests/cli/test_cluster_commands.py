@@ -250,6 +250,7 @@ def test_the_doctor_finds_all_well(taskd: Taskd, daemon: FakeDaemon, home: Path)
         "settings",
         "key",
         "state",
+        "secrets",
         "disk",
         "sync",
         "sqlite",
@@ -350,6 +351,24 @@ def test_the_doctor_looks_at_permissions(
     assert found["state"][0] == "ok"
     assert found["socket"][0] == "warn"
     assert list(state.iterdir()) == [state / "scheduler"], "nothing is left behind"
+
+
+def test_the_doctor_looks_at_secrets(
+    taskd: Taskd, daemon: FakeDaemon, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secrets = tmp_path / "secrets"
+    monkeypatch.setenv("TASKD_WORKER_SECRETS_DIR", str(secrets))
+    assert findings(taskd)[1]["secrets"] == ("ok", f"there is no directory {secrets}")
+    secrets.mkdir(mode=0o750)
+    (secrets / "token").touch(mode=0o640)
+    assert findings(taskd)[1]["secrets"] == ("fail", f"{secrets} is open to others than its owner")
+    secrets.chmod(0o700)
+    assert findings(taskd)[1]["secrets"] == ("fail", f"{secrets / 'token'} is open to others than its owner")
+    (secrets / "token").chmod(0o600)
+    assert findings(taskd)[1]["secrets"] == ("ok", f"{secrets} is private")
+    if os.geteuid() == 0:
+        os.chown(secrets / "token", 65534, 65534)
+        assert "does not belong to the owner" in findings(taskd)[1]["secrets"][1]
 
 
 def test_the_doctor_looks_at_the_port(

@@ -94,17 +94,19 @@ def test_what_cannot_be_understood_allows_nothing(vault: Vault, text: str) -> No
 
 def test_files_that_others_can_touch_are_refused(vault: Vault, tmp_path: Path) -> None:
     path = vault.add("key")
-    for mode in (0o604, 0o602, 0o660, 0o644):
+    for mode in (0o604, 0o602, 0o660, 0o644, 0o640, 0o610):
         path.chmod(mode)
-        assert "open to nobody else" in vault.refusal("key")
-    path.chmod(0o640)
-    assert vault.value("key") == VALUE, "a group may read: that of the worker"
-    (vault.path / "key.access").chmod(0o602)
-    assert "open to nobody else" in vault.refusal("key")
+        assert "key must belong to root or taskd, and be open to nobody else and no group" in vault.refusal("key")
+        assert "give it the mode 600" in vault.refusal("key")
+    path.chmod(0o600)
+    for mode in (0o602, 0o640):
+        (vault.path / "key.access").chmod(mode)
+        assert "key.access must belong to root or taskd, and be open to nobody else" in vault.refusal("key")
     (vault.path / "key.access").chmod(0o600)
-    vault.path.chmod(0o755)
-    assert "open to nobody else" in vault.refusal("key")
-    vault.path.chmod(0o750)
+    for mode in (0o755, 0o750, 0o710):
+        vault.path.chmod(mode)
+        assert "give it the mode 700" in vault.refusal("key"), "its group is everybody who may submit"
+    vault.path.chmod(0o700)
     assert vault.value("key") == VALUE
     if os.geteuid() == 0:
         os.chown(path, 65534, 65534)

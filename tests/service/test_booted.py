@@ -101,6 +101,16 @@ def test_the_group_may_use_it_and_nobody_else(machine: Machine) -> None:
     assert "group taskd" in machine.fails("runuser -u bert -- taskd run -- echo hello")
 
 
+def test_who_may_submit_cannot_read_secrets(machine: Machine) -> None:
+    secrets = "/etc/taskd/secrets"
+    assert machine.run(f"stat -c '%U:%G %a' {secrets}") == "taskd:taskd 700"
+    machine.run(f"cd {secrets} && umask 077 && echo hunter2 > token && echo 'users = [\"root\"]' > token.access")
+    machine.run(f"chown taskd: {secrets}/*")
+    assert machine.run("taskd run --secret TOKEN=token -- sh -c 'echo $TOKEN'") == "hunter2"
+    assert "Permission denied" in machine.fails(f"runuser -u anna -- cat {secrets}/token")
+    assert "may not use" in machine.fails("runuser -u anna -- taskd run --secret TOKEN=token -- true")
+
+
 def test_the_journal_has_levels_and_no_times_of_its_own(machine: Machine) -> None:
     lines = machine.run("journalctl -u taskd@scheduler -u taskd@worker -o cat").splitlines()
     assert any(line.startswith("info leading epoch=1") for line in lines)
@@ -169,7 +179,9 @@ def test_a_stop_ends_tasks_that_do_not_want_to_and_leaves_no_process(machine: Ma
 
 def test_an_upgrade_goes_on_with_the_new_program(machine: Machine) -> None:
     before = [shown(machine, unit, "MainPID") for unit in UNITS]
+    machine.run("cd /etc/taskd && chown -R root:taskd secrets && chmod 750 secrets && chmod 640 secrets/*")
     machine.run("dpkg -i /mnt/taskd_*.deb")
+    assert set(machine.run("cd /etc/taskd/secrets && stat -c '%U %a' . *").split("\n")) == {"taskd 700", "taskd 600"}
     after = [shown(machine, unit, "MainPID") for unit in UNITS]
     assert not set(before) & set(after)
     assert "slots = 3" in machine.run(f"cat {CONFIG}"), "settings are the user's"

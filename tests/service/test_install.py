@@ -78,7 +78,9 @@ def test_installed_twice_and_removed_leaves_what_is_the_users(image: Path) -> No
     assert installed[wanted + "taskd@scheduler.service"] == installed[wanted + "taskd@worker.service"]
     assert {"taskd", "taskd-task"} <= {line.split(":")[0] for line in installed["etc/passwd"].splitlines()}
     assert {"taskd", "taskd-admin"} <= {line.split(":")[0] for line in installed["etc/group"].splitlines()}
-    assert (image / "var/lib/taskd").stat().st_mode & 0o777 == 0o700
+    for private in ("var/lib/taskd", "etc/taskd/secrets"):
+        assert (image / private).stat().st_mode & 0o777 == 0o700
+        assert (image / private).stat().st_uid != 0, "a worker without rights has to read what is in it"
 
     (image / "etc/taskd/taskd.toml").write_text("# mine\n")
     (image / "etc/systemd/system/taskd@.service").write_text("# of an older version\n")
