@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from taskd.daemon import logs
@@ -60,11 +61,9 @@ class _Launcher:
         self._notifier = Notifier(os.environ)
 
     async def run(self, connection: int | None, path: str | None) -> int:
-        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
+        end_on_signals(task.cancel)
         try:
             if connection is not None:
                 await self._serve(socket.socket(fileno=connection))
@@ -98,6 +97,19 @@ class _Launcher:
         except (OSError, ValueError) as error:
             log("error", "a worker's connection was ended", reason=str(error))
         self._notifier.status(f"starts tasks as {self._user.name}; no worker is connected")
+
+
+def end_on_signals(end: Callable[[], object]) -> None:
+    """Have `end` called by the loop on TERM and INT."""
+    loop = asyncio.get_running_loop()
+
+    def hear(number: int, frame: object) -> None:
+        loop.call_soon_threadsafe(end)
+
+    # Not by the loop's own way (add_signal_handler): it has each signal written to a socket, which new processes share
+    # until they become their program. They are the task user by then, so that any task could end the launcher.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, hear)
 
 
 def _listening(path: str | None) -> socket.socket:

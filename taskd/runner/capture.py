@@ -331,7 +331,7 @@ class Trash:
 
     def _remove(self) -> None:
         self._is_waiting = False
-        self._removing = asyncio.get_running_loop().run_in_executor(None, _remove_contents, self.directory)
+        self._removing = asyncio.get_running_loop().run_in_executor(None, remove_contents, self.directory)
         self._removing.add_done_callback(self._removed)
 
     def _removed(self, future: asyncio.Future[None]) -> None:
@@ -341,7 +341,8 @@ class Trash:
             self._remove()
 
 
-def _remove_contents(directory: str) -> None:
+def remove_contents(directory: str) -> None:
+    """Remove all that is in a directory, as `remove_tree` does. Raises OSError where it cannot be listed."""
     for name in os.listdir(directory):
         remove_tree(f"{directory}/{name}")
 

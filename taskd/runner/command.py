@@ -220,9 +220,13 @@ class CommandKind:
             attempt = _Attempt(key, capture, group, pid, started_s)
             self._watch(attempt)
         except StartUnknown as error:
+            if group is not None:
+                group.kill()
             self._reaper.end(mark(key))
+            if group is not None:
+                group.remove()
             self._output.end(capture)
-            problem = error_info("StarterLost", f"the process that was to start it is gone: {error}")
+            problem = error_info("StarterLost", f"whether it began, nobody knows: who was to start it is gone, {error}")
             return self._progress.ended(ended(key, Outcome.LOST, Report(error=problem), started_s))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             if group is not None:

@@ -10,7 +10,6 @@ control groups, strays and memory.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import stat
@@ -22,7 +21,7 @@ from taskd.core.effects import Begin
 from taskd.core.task import decode_spec
 from taskd.protocol.messages import AttemptEnded, AttemptKey, AttemptStarted
 from taskd.runner.base import Place
-from taskd.runner.capture import Captured, remove_tree
+from taskd.runner.capture import Captured
 from taskd.runner.cgroup import Cgroups, delegated
 from taskd.runner.command import CommandKind
 from taskd.runner.launch_messages import (
@@ -39,6 +38,7 @@ from taskd.runner.launch_messages import (
 from taskd.runner.launch_stream import LaunchStream
 from taskd.runner.output import STREAM_BYTES_MAX
 from taskd.runner.reaper import Reaper
+from taskd.runner.remover import Remover
 from taskd.runner.task_user import TaskUser
 from taskd.runner.user_spawner import STANDARD_DESCRIPTORS, Lent, UserSpawner
 
@@ -53,21 +53,19 @@ class Lending:
         self._directory = str(directory)
         self._trash = f"{directory}/trash"
         self._user = user
-        self._reaper = reaper
+        self._remover = Remover(self._trash, user, reaper)
         self._came: dict[AttemptKey, tuple[list[int], bool]] = {}
         self._free: list[str] = []
         self._made = 0
-        self._removers: dict[int, int] = {}  # by pidfd
 
     def open(self) -> None:
         """Begin with no directory. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
-            self._as_user(lambda: remove_tree(self._trash), wait=True)
+            self._remover.remove(self._trash)
             for entry in os.scandir(self._directory):
-                path = entry.path
-                self._as_user(lambda path=path: remove_tree(path), wait=True)
+                self._remover.remove(entry.path)
                 with contextlib.suppress(OSError):
-                    os.rmdir(path)
+                    os.rmdir(entry.path)
         os.makedirs(self._directory, 0o711, exist_ok=True)
         os.chmod(self._directory, 0o711)  # noqa: S103  # the task user passes through to what is its own
         os.makedirs(self._trash, 0o700, exist_ok=True)
@@ -108,60 +106,27 @@ class Lending:
 
     def close(self) -> None:
         """Remove all that is left, as far as that can be. After all processes have ended."""
-        for pidfd in list(self._removers):
-            self._on_removed(pidfd)
-        self._as_user(lambda: remove_tree(self._trash), wait=True)
+        self._remover.close()
         for directory in (*self._free, self._trash, self._directory):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 
     def _make_directory(self) -> str:
-        self._made += 1
-        directory = f"{self._directory}/{self._made}"
-        os.mkdir(directory, 0o700)
+        while True:
+            self._made += 1
+            directory = f"{self._directory}/{self._made}"
+            with contextlib.suppress(FileExistsError):  # It could not be removed when this session began.
+                os.mkdir(directory, 0o700)
+                break
         os.chown(directory, self._user.uid, self._user.gid)
         os.utime(directory, (0, 0))  # Whatever a task does in it shows, as in capture.py.
         return directory
 
     def _throw_away(self, directory: str) -> None:
         """Its number is not used again in this session: what cannot be removed now is in nobody's way."""
-        target = f"{self._trash}/{os.path.basename(directory)}"
         with contextlib.suppress(OSError):
-            os.rename(directory, target)
-            self._as_user(lambda: remove_tree(target), wait=False)
-
-    def _as_user(self, work: object, *, wait: bool) -> None:
-        """Do it in a process that is the task user and nothing more: a tree that a task has made may hold links to
-        anywhere, and be changed while it is removed."""
-        assert callable(work)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                self._user.become()
-                work()
-            finally:
-                os._exit(0)
-        self._reaper.own(pid)
-        if wait:
-            self._wait_for(pid)
-            return
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:  # Out of descriptors.
-            self._wait_for(pid)
-            return
-        self._removers[pidfd] = pid
-        asyncio.get_running_loop().add_reader(pidfd, self._on_removed, pidfd)
-
-    def _on_removed(self, pidfd: int) -> None:
-        asyncio.get_running_loop().remove_reader(pidfd)
-        os.close(pidfd)
-        self._wait_for(self._removers.pop(pidfd))
-
-    def _wait_for(self, pid: int) -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-        self._reaper.disown(pid)
+            os.rename(directory, f"{self._trash}/{os.path.basename(directory)}")
+            self._remover.empty_trash()
 
 
 class UsersPlace(Place, frozen=True):
@@ -238,6 +203,7 @@ class Session:
             pass
         finally:
             await kind.close()
+            await reaper.end_all()  # Or what is left of tasks goes on to write where is to be removed.
             lending.close()
             await reaper.close()
 

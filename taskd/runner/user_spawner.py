@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import time
 from typing import Any
@@ -19,7 +20,7 @@ from taskd.runner.cgroup import Group, Limits
 from taskd.runner.limits import oom_score_of_tasks
 from taskd.runner.reaper import Reaper
 from taskd.runner.spawn import End, Spawner, StartUnknown, Surroundings, reap, working_directory
-from taskd.runner.starter import IDLE_S, Starter
+from taskd.runner.starter import ANSWER_S_MAX, IDLE_S, LOOK_S, Starter
 from taskd.runner.task_user import TaskUser
 
 STANDARD_DESCRIPTORS = 2  # stdout and stderr
@@ -44,6 +45,41 @@ class Lent:
         """The process has them now (or never will)."""
         for descriptor in self.descriptors:
             os.close(descriptor)
+
+
+class WatchedStart(subprocess.Popen[bytes]):
+    """A start by fork, which never waits without a bound: the new process is the task user before it becomes its
+    program, and whoever stops it then would stop the launcher, which waits to hear how that went. By a timer's signal,
+    as a thread may not be where a process changes what user it sees as."""
+
+    pid: int | None  # type: ignore[assignment]  # None until it is there
+    trouble = ""  # why it was killed before it was its program
+
+    def __init__(self, argv: list[str], **options: Any) -> None:
+        """See Popen. In the main thread."""
+        self._deadline = time.monotonic() + ANSWER_S_MAX
+        before = signal.signal(signal.SIGALRM, self._look)
+        signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
+        try:
+            super().__init__(argv, **options)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _look(self, *_: object) -> None:
+        if self.pid is None or self.trouble:
+            return
+        try:
+            is_stopped = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # It failed, and was reaped a moment ago.
+            return
+        if is_stopped:
+            self.trouble = "it was stopped before it was its program"
+        elif time.monotonic() >= self._deadline:
+            self.trouble = f"it was not its program after {ANSWER_S_MAX:g} s"
+        else:
+            return
+        os.kill(self.pid, signal.SIGKILL)  # By which the wait for it ends, too.
 
 
 class UserSpawner(Spawner):
@@ -162,7 +198,7 @@ class UserSpawner(Spawner):
             if self._group is None
             else {"preexec_fn": self._join}
         )
-        process = subprocess.Popen(
+        process = WatchedStart(
             argv,
             stdin=self._null_fd,
             stdout=capture.stdout_fd,
@@ -173,6 +209,9 @@ class UserSpawner(Spawner):
             start_new_session=True,
             **identity,
         )
+        if process.trouble:
+            os.waitpid(self._let_go(process), 0)
+            raise StartUnknown(process.trouble)
         return self._let_go(process)
 
     def _join(self) -> None:
