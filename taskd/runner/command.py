@@ -248,7 +248,7 @@ class CommandKind:
             _signal_group(attempt.pid, signal.SIGKILL)
             self._processes.reap([attempt.pid])
             raise
-        self._reaper.own(attempt.pid, is_child=self._processes.is_child(attempt.pid))
+        self._reaper.own(attempt.pid, mark=attempt.mark, is_child=self._processes.is_child(attempt.pid))
         self._by_pidfd[pidfd] = attempt
         # Once: a process that is being started holds a copy of it until it becomes its program. So closing it may not
         # take it out of the epoll at once, and it would be told of again, by a number that another one has got by then.
@@ -285,7 +285,7 @@ class CommandKind:
         if attempt.group is not None:
             attempt.group.kill()
         _signal_group(attempt.pid, signal.SIGKILL)
-        self._reaper.kill(attempt.mark)
+        self._reaper.kill(attempt.mark, attempt.capture.directory)
 
     # -- Ending --------------------------------------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ class CommandKind:
 
     def _is_gone(self, attempt: _Attempt, strays: dict[int, str]) -> bool:
         """Whether nothing that it started is left."""
-        if strays and attempt.mark in strays.values():
+        if strays and self._reaper.left_by(attempt.mark, attempt.capture.directory):
             return False
         if attempt.group is not None and not attempt.group.is_empty():
             return False

@@ -129,7 +129,7 @@ class Spawned(Ends):
             raise
         self.close_theirs()
         prefer_for_oom(self.pid, oom_score_of_tasks())
-        reaper.own(self.pid)
+        reaper.own(self.pid, mark=self._mark)
 
     def when_ended(self, on_ended: Callable[[], None]) -> None:
         """See Joint."""
@@ -159,9 +159,9 @@ class Spawned(Ends):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
             found = True
-        if self._mark in self._reaper.strays().values():
+        if self._reaper.strays() and self._reaper.left_by(self._mark, self._temporary):
             found = True
-            self._reaper.kill(self._mark)
+            self._reaper.kill(self._mark, self._temporary)
         return found
 
     def close(self) -> None:

@@ -5,6 +5,10 @@ even after a double fork and a session of its own. Such a *stray* is told from t
 itself by the list of those (`own`), and traced to its attempt by TASKD_TASK_ID and TASKD_FENCE in its environment. No
 stray shares the daemon's own session: every task begins a new one, and nobody can join a session later.
 
+One that has emptied its environment goes with the attempt in whose private directory it stands, and where it has left
+that too, with the last one to end of those that ran when it was first seen: one of them has started it, and none of
+another's processes may be killed.
+
 Never waits for "any child": each owner reaps its own processes.
 """
 
@@ -51,7 +55,9 @@ class Reaper:
         self._worker_mark = f"\0TASKD_WORKER={worker}\0".encode()
         self._owned: set[int] = set()  # children, all of them
         self._fostered: set[int] = set()  # children of a child of ours, which are ours when that one ends
+        self._running: dict[int, str] = {}  # Of those with an owner, those that run tasks: their marks.
         self._strays: dict[int, str] = {}
+        self._suspects: dict[int, frozenset[str]] = {}  # by stray: whose it may be, the marks that ran at first sight
         self._children_fd = -1
         self._lists_all = False
         self._was_subreaper = False
@@ -70,14 +76,19 @@ class Reaper:
         self._sweep()
         return leftovers
 
-    def own(self, pid: int, *, is_child: bool = True) -> None:
-        """This process has an owner, who will see that it is reaped. To be told in the step that starts it. It is a
-        child, or becomes one when another child ends: then it is to be told of again."""
+    def own(self, pid: int, *, mark: str = "", is_child: bool = True) -> None:
+        """This process has an owner, who will see that it is reaped. To be told in the step that starts it, with the
+        mark of what it runs where that can leave strays. It is a child, or becomes one when another child ends: then it
+        is to be told of again."""
+        mark = mark or self._running.get(pid, "")
         self.disown(pid)
         (self._owned if is_child else self._fostered).add(pid)
+        if mark:
+            self._running[pid] = mark
 
     def disown(self, pid: int) -> None:
         """It was reaped."""
+        self._running.pop(pid, None)
         self._owned.discard(pid)
         self._fostered.discard(pid)
 
@@ -94,13 +105,31 @@ class Reaper:
             if pid in self._owned or pid in self._fostered or _session(pid) in (own_session, -1) or _reap(pid):
                 continue
             found[pid] = self._strays.get(pid) or _mark(pid)
+        running = frozenset(self._running.values()) if found else frozenset()
+        self._suspects = {pid: self._suspects.get(pid, running) for pid in found}
         self._strays = found
         return found
 
-    def kill(self, mark: str) -> None:
+    def left_by(self, mark: str, directory: str) -> list[int]:
+        """Of the strays last asked for, those that go with an attempt that ends, whose private directory this is."""
+        for pid, of in self._strays.items():
+            if of not in self._running.values() and _is_in(pid, directory):
+                self._strays[pid] = mark  # For good: one that is dying stands nowhere.
+        return [pid for pid, of in self._strays.items() if of == mark or self._is_nobodys(pid)]
+
+    def _is_nobodys(self, pid: int) -> bool:
+        """Whether no attempt still runs that can have started this stray, or whose mark it has. One with the name of
+        another worker, of which this process may have several, is left to that."""
+        running = self._running.values()
+        if self._strays[pid] in running or not self._suspects[pid].isdisjoint(running):
+            return False
+        environment = _environment(pid)
+        return self._worker_mark in environment or b"\0TASKD_WORKER=" not in environment
+
+    def kill(self, mark: str, directory: str) -> None:
         """Kill the strays of one attempt. Their own children become strays then: ask `strays` until none is left."""
-        for pid, of in self.strays().items():
-            if of == mark:
+        if self.strays():
+            for pid in self.left_by(mark, directory):
                 _kill(pid)
 
     def end(self, mark: str) -> None:
@@ -138,7 +167,9 @@ class Reaper:
             self._children_fd = -1
 
     def _sweep(self) -> None:
-        self.strays()
+        for pid in self.strays():
+            if self._is_nobodys(pid):
+                _kill(pid)
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def _read_children(self) -> bytes:
@@ -240,6 +271,14 @@ def _mark(pid: int) -> str:
     if process:
         return handler_mark(process.decode(errors="replace"))
     return f"{task_id.decode(errors='replace')} {token.decode(errors='replace')}" if task_id and token else ""
+
+
+def _is_in(pid: int, directory: str) -> bool:
+    """Whether its working directory is this one, or below it."""
+    try:
+        return f"{os.readlink(f'/proc/{pid}/cwd')}/".startswith(f"{os.path.realpath(directory)}/")
+    except OSError:  # It has ended, or may not be looked at.
+        return False
 
 
 def _process_ids() -> Iterator[int]:

@@ -117,13 +117,78 @@ def test_children_are_found_without_the_kernels_list() -> None:
         process.kill()
 
 
-async def test_untraceable_strays_end_with_the_runner(tmp_path: Path) -> None:
-    async with Stage(tmp_path) as stage:
-        daemon = "env -i setsid sh -c 'echo up > up; exec sleep 1000'"
-        end = await stage.run(shell=f"mkfifo up; {daemon} & read line < up")
-        assert end.outcome is Outcome.OK
-        assert list(stage.reaper.strays().values()) == [""]
-    assert own_children() == []
+# Ends when a process stands outside of its directory whose environment is empty and whose session is its own.
+HIDDEN = """
+mkfifo up
+( (cd /; exec env -i setsid sh -c 'echo $$ > "$1/up"; exec sleep 1000' sh "$TASKD_TASK_DIR" > /dev/null 2>&1) & )
+read pid < up; echo $pid
+"""
+
+
+@pytest.mark.parametrize("place", ["/", "."])
+async def test_a_stray_that_hides_ends_with_the_only_attempt_that_can_have_started_it(stage: Stage, place: str) -> None:
+    end = await stage.run(shell=HIDDEN.replace("cd /;", f"cd {place};"))
+    assert end.outcome is Outcome.OK
+    assert not is_there(int(end.stdout)), "before the end was told, and the slot free"
+    assert stage.reaper.strays() == {}
+
+
+async def test_a_stray_that_hides_is_killed_with_its_attempt(stage: Stage) -> None:
+    key = stage.start(shell=f"{HIDDEN} sleep 1000")
+    follower = stage.follow(key)
+    pid = int(await follower.line())
+    stage.kind.kill(key)
+    assert (await stage.end_of(key)).report.signal == signal.SIGKILL
+    assert not is_there(pid)
+    await follower.close()
+
+
+async def test_a_stray_in_its_directory_ends_with_its_attempt_whoever_else_runs(stage: Stage) -> None:
+    other = stage.start("sleep", "1000")
+    await stage.start_of(other)
+    end = await stage.run(shell=HIDDEN.replace("cd /;", "mkdir in; cd in;"))
+    assert not is_there(int(end.stdout))
+    stage.kind.kill(other)
+    await stage.end_of(other)
+
+
+async def test_a_stray_that_may_be_anothers_lives_as_long_as_that(stage: Stage) -> None:
+    """Nobody can tell which of the two has started it; only one that began later cannot have."""
+    keys = [stage.start(shell=f"mkfifo go; {HIDDEN} read x < go"), stage.start(shell="mkfifo go; echo; read x < go")]
+    followers = [stage.follow(key) for key in keys]
+    pid = int(await followers[0].line())
+    await followers[1].line()
+    assert stage.reaper.strays() == {pid: ""}
+    later = stage.start("sleep", "1000")
+    await stage.start_of(later)
+    assert (await stage.run("true")).outcome is Outcome.OK
+    stage.kind.kill(keys[1])
+    await stage.end_of(keys[1])
+    assert is_there(pid), "its own attempt runs"
+    stage.kind.kill(keys[0])
+    await stage.end_of(keys[0])
+    assert not is_there(pid), "the later one cannot have started it"
+    for follower in followers:
+        await follower.close()
+    stage.kind.kill(later)
+    await stage.end_of(later)
+
+
+async def test_a_stray_with_a_mark_that_nobody_has_is_as_one_without(stage: Stage) -> None:
+    end = await stage.run(shell=HIDDEN.replace("env -i", "env -i TASKD_TASK_ID=x TASKD_FENCE=1.2"))
+    assert not is_there(int(end.stdout))
+
+
+async def test_a_stray_that_appears_when_nothing_runs_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reaper, "SWEEP_S", 0.01)
+    async with Stage(tmp_path):
+        with child("setsid sh -c 'echo $$; exec sleep 1000' & read line", own_session=False) as parent:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            assert is_there(pid)
+            parent.kill()
+            parent.wait()
+            await until(lambda: not is_there(pid))
 
 
 async def test_children_of_others_are_not_reaped(stage: Stage) -> None:
