@@ -27,9 +27,9 @@ def read_private(path: Path) -> str | None:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def save_private(path: Path, text: str, force: bool) -> None:
-    """Write a file that its owner alone may read, whole or not at all. Raises ConfigError where something else is there
-    and not `force`."""
+def save_private(path: Path, text: str, force: bool, mode: int = 0o600) -> None:
+    """Write a file that its owner alone may read, or has another mode, whole or not at all. Raises ConfigError where
+    something else is there and not `force`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -38,6 +38,7 @@ def save_private(path: Path, text: str, force: bool) -> None:
             if os.geteuid() == 0:  # In the directory of a service's user, root writes what that user has to read.
                 owner = path.parent.stat()
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            os.fchmod(file.fileno(), mode)
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -159,8 +158,7 @@ def own_certificate(directory: Path) -> tuple[Path, Path]:
             certificate_pem, key_pem = _made(socket.gethostname())
             certificate.unlink(missing_ok=True)  # Or a stop between the two leaves one beside a key that is not its.
             save_private(key, key_pem, force=True)
-            save_private(certificate, certificate_pem, force=True)
-            os.chmod(certificate, 0o644)
+            save_private(certificate, certificate_pem, force=True, mode=0o644)
     return certificate, key
 
 

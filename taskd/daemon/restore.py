@@ -99,8 +99,14 @@ def _give_to_owner(state_dir: Path, directory: Path) -> None:
     if os.geteuid() != 0:
         return
     owner = state_dir.stat()
-    for path in (directory, *directory.iterdir()):
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    # By the directory itself and not by its path: it is that user's, who could put a link in its place meanwhile.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        for name in os.listdir(descriptor):
+            os.chown(name, owner.st_uid, owner.st_gid, dir_fd=descriptor, follow_symlinks=False)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(directory: Path) -> None:

@@ -72,6 +72,9 @@ class StateDirectory:
     def _take(self, directory: Path) -> None:
         with _explained(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
+            status = directory.lstat()
+            if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+                raise ConfigError(f"{directory} is a link that another user has made: put the directory in its place")
             mode = directory.stat().st_mode
             if mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise ConfigError(f"{directory} can be written by others: make it private with chmod 700 {directory}")
@@ -163,7 +166,9 @@ def _new_identity(state: StateDirectory, wanted_id: int, now_s: float) -> Identi
 def _write_durably(path: Path, content: bytes) -> None:
     """Have the whole content in the file, or none of it, whatever happens."""
     temporary = path.with_name(path.name + ".new")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # What stands there may be a link: root writes here too (restore.py), in a directory that is another user's.
+    temporary.unlink(missing_ok=True)
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(file, content)
         os.fsync(file)

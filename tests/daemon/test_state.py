@@ -130,6 +130,29 @@ def test_a_lock_is_not_written_through_a_link(tmp_path):
 # -- Identity ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_identity_is_not_written_through_a_link(tmp_path):
+    """Root restores what is another user's, who may have planted one."""
+    other = tmp_path / "other"
+    other.write_text("precious")
+    (tmp_path / "state" / "scheduler").mkdir(0o700, parents=True)
+    (tmp_path / "state" / "scheduler" / "node.json.new").symlink_to(other)
+    new_identity(tmp_path / "state")
+    assert other.read_text() == "precious"
+    assert not (tmp_path / "state/scheduler/node.json").is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's link")
+def test_a_directory_that_another_user_has_linked_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "state").mkdir()
+    link = tmp_path / "state/scheduler"
+    link.symlink_to(tmp_path / "elsewhere")
+    StateDirectory(tmp_path / "state", ("scheduler",)).close()
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(ConfigError, match="a link that another user has made"):
+        StateDirectory(tmp_path / "state", ("scheduler",))
+
+
 def test_the_identity_is_made_once_and_kept(tmp_path):
     made = new_identity(tmp_path, "worker")
     assert made.node_id == 365 * 86400 * 1_000_000
