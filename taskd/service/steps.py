@@ -51,12 +51,13 @@ class Installation:
     def remove(self, role: str, is_purge: bool) -> None:
         """Undo that. State, settings and key stay, but where `is_purge`. Raises StepFailed, ConfigError."""
         self._check_permitted()
-        others = [other for other in ROLES if other != role and self._is_enabled(other)]
+        others = [other for other in ROLES if other != role and (self._is_enabled(other) or self._is_active(other))]
         if others and is_purge:
             raise ConfigError(
-                f"{unit(others[0])} is installed too, and uses the same settings and key: remove it first, "
+                f"{unit(others[0])} is installed or runs too, and uses the same settings and key: remove it first, "
                 f"with `taskd service remove --role {others[0]}`"
             )
+        kept = [other for other in ROLES if other != role and self._has_state(other)]
         own = files(["/usr/bin/taskd"], is_package=False)
         has_units = (self._root / _UNITS / "taskd@.service").exists()
         if has_units or self._is_package():
@@ -71,7 +72,10 @@ class Installation:
         has_removed = [self._drop(file.path) for file in own]
         if any(has_removed) and not self._is_image:
             self._run("systemctl", "daemon-reload")
-        if is_purge:
+        if is_purge and kept:
+            self._drop_tree(f"{STATE[0]}/{role}")
+            self._tell("keep", f"/{STATE[0]} and /{CONFIG}, with the state of a {kept[0]}: purge that role too")
+        elif is_purge:
             for path in (str(Path(CONFIG).parent), *STATE, "run/taskd"):
                 self._drop_tree(path)
             self._tell("keep", f"the users {' and '.join(USERS)}: a file somewhere may still be theirs")
@@ -159,6 +163,22 @@ class Installation:
 
     def _is_enabled(self, role: str) -> bool:
         return any((wants / unit(role)).is_symlink() for wants in (self._root / _UNITS).glob("*.wants"))
+
+    def _is_active(self, role: str) -> bool:
+        """Whether its unit runs, or is about to, be it enabled or not."""
+        if self._is_image:
+            return False
+        command = ["systemctl", "is-active", unit(role)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+        except FileNotFoundError:
+            return False
+        except subprocess.TimeoutExpired:
+            raise StepFailed(f"`{' '.join(command)}` did not end within {COMMAND_TIMEOUT_S:.0f} s") from None
+        return done.stdout.strip() not in ("inactive", "failed", "unknown", "")
+
+    def _has_state(self, role: str) -> bool:
+        return (self._root / STATE[0] / role).exists()
 
     def _is_package(self) -> bool:
         return (self._root / _VENDOR_UNITS / "taskd@.service").exists()

@@ -214,6 +214,7 @@ def test_without_the_package_a_command_installs_and_removes_the_same(machine: Ma
     assert {line.split()[0] for line in again} == {"keep", "run"}
     machine.run(f"{taskd} service remove --role worker")
     assert machine.run("systemctl is-active taskd@scheduler") == "active"
-    machine.run(f"{taskd} service remove --role scheduler --purge && rm -r /opt/taskd")
+    machine.run(f"{taskd} service remove --role scheduler --purge")
+    machine.run(f"ls /var/lib/taskd/worker && {taskd} service remove --role worker --purge && rm -r /opt/taskd")
     assert machine.fails(PROCESSES) == ""
     assert machine.run(TRACES) == ""

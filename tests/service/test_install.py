@@ -90,7 +90,7 @@ def test_installed_twice_and_removed_leaves_what_is_the_users(image: Path) -> No
     ]  # fmt: skip
     assert tree(image) == {**installed, "etc/taskd/taskd.toml": "# mine\n"}
 
-    assert any("still" in line or "installed too" in line for line in taskd(
+    assert any("still" in line or "installed or runs too" in line for line in taskd(
         "remove", "--role", "worker", "--purge", "--root", str(image), code=1
     ))  # fmt: skip
     taskd("remove", "--role", "worker", "--root", str(image))
@@ -105,6 +105,38 @@ def test_installed_twice_and_removed_leaves_what_is_the_users(image: Path) -> No
     assert (
         taskd("remove", "--role", "scheduler", "--root", str(image))[0] == "keep     nothing: the units are not there"
     )
+
+
+@needs_root
+@needs_systemd
+def test_a_purge_of_one_role_keeps_what_the_other_has(image: Path) -> None:
+    taskd("install", "--role", "worker", "--root", str(image), "--program", PROGRAM)
+    state = image / "var/lib/taskd"
+    for role in ("scheduler", "worker"):
+        (state / role).mkdir()
+    (state / "cluster.key").write_text("key")
+    said = taskd("remove", "--role", "worker", "--purge", "--root", str(image))
+    assert "remove   /var/lib/taskd/worker" in said
+    assert any("with the state of a scheduler: purge that role" in line for line in said)
+    assert sorted(path.name for path in state.iterdir()) == ["cluster.key", "scheduler"]
+    assert (image / "etc/taskd/taskd.toml").exists()
+    taskd("remove", "--role", "scheduler", "--purge", "--root", str(image))
+    assert not state.exists()
+    assert not (image / "etc/taskd").exists()
+
+
+@needs_root
+@pytest.mark.parametrize(("state", "is_kept"), [("active", True), ("activating", True), ("inactive", False)])
+def test_what_runs_without_being_enabled_is_not_purged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, is_kept: bool
+) -> None:
+    """A scheduler that `systemctl start` has started. Dry, as this is about the machine itself."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\necho {state}\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = taskd("remove", "--role", "worker", "--purge", "--dry-run", code=1 if is_kept else 0)
+    assert any("taskd@scheduler.service is installed or runs too" in line for line in said) is is_kept
 
 
 @needs_root
