@@ -23,7 +23,6 @@ import fcntl
 import os
 import shutil
 import signal
-import stat
 import struct
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from msgspec import Struct
 from taskd.core.task import OUTPUT_TAIL_BYTES
 from taskd.protocol.messages import AttemptKey
 from taskd.runner.archive import STREAMS, Archive, Stream
+from taskd.runner.private_directory import PrivateDirectory
 
 _RECORD = struct.Struct(">16sQ")  # Of the table, by slot number: task id, number of the attempt.
 _BLOCK_BYTES = 4096
@@ -139,7 +139,7 @@ class StreamFile:
 class Slot:
     """Two files and a directory for one task at a time."""
 
-    __slots__ = ("directory", "files", "number", "task_directory")
+    __slots__ = ("directory", "files", "number", "private", "task_directory")
 
     def __init__(self, directory: str, number: int, is_for_others: bool) -> None:
         self.number = number
@@ -150,17 +150,8 @@ class Slot:
         self.make_directory()
 
     def make_directory(self) -> None:
-        """An empty one for the next task. Its time of change is set to 1970: whatever a task does in it shows."""
-        os.mkdir(self.task_directory, 0o700)
-        os.utime(self.task_directory, (0, 0))
-
-    def directory_is_untouched(self) -> bool:
-        """Without listing it, which takes four times as long."""
-        try:
-            status = os.lstat(self.task_directory)
-        except OSError:
-            return False
-        return status.st_mode == stat.S_IFDIR | 0o700 and status.st_mtime_ns == 0
+        """An empty one for the next task."""
+        self.private = PrivateDirectory(self.task_directory)
 
     def close(self) -> None:
         for file in self.files.values():
@@ -293,7 +284,7 @@ class Slots:
 
     def _restore_directory(self, slot: Slot) -> None:
         try:
-            if not slot.directory_is_untouched():
+            if not slot.private.is_untouched():
                 self._trash.add(slot.task_directory)
                 slot.make_directory()
         except OSError:

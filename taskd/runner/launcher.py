@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from pathlib import Path
 
 from msgspec import field
@@ -37,6 +36,7 @@ from taskd.runner.launch_messages import (
 )
 from taskd.runner.launch_stream import LaunchStream
 from taskd.runner.output import STREAM_BYTES_MAX
+from taskd.runner.private_directory import PrivateDirectory
 from taskd.runner.reaper import Reaper
 from taskd.runner.remover import Remover
 from taskd.runner.task_user import TaskUser
@@ -55,7 +55,7 @@ class Lending:
         self._user = user
         self._remover = Remover(self._trash, user, reaper)
         self._came: dict[AttemptKey, tuple[list[int], bool]] = {}
-        self._free: list[str] = []
+        self._free: list[PrivateDirectory] = []
         self._made = 0
 
     def open(self) -> None:
@@ -81,22 +81,18 @@ class Lending:
         """See Output. Raises OSError."""
         descriptors, is_handler = self._came.pop(key)
         try:
-            directory = self._free.pop() if self._free else self._make_directory()
+            private = self._free.pop() if self._free else self._make_directory()
         except OSError:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
-        return Lent(key, descriptors, directory, is_handler)
+        return Lent(key, descriptors, private, is_handler)
 
     def end(self, lent: Lent) -> Captured:
         """See Output: what was written, the worker knows."""
-        try:
-            status = os.lstat(lent.directory)
-            if status.st_mode == stat.S_IFDIR | 0o700 and status.st_mtime_ns == 0 and status.st_uid == self._user.uid:
-                self._free.append(lent.directory)
-            else:
-                self._throw_away(lent.directory)
-        except OSError:
+        if lent.private.is_untouched():
+            self._free.append(lent.private)
+        else:
             self._throw_away(lent.directory)
         return Captured()
 
@@ -107,20 +103,15 @@ class Lending:
     def close(self) -> None:
         """Remove all that is left, as far as that can be. After all processes have ended."""
         self._remover.close()
-        for directory in (*self._free, self._trash, self._directory):
+        for directory in (*(private.path for private in self._free), self._trash, self._directory):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 
-    def _make_directory(self) -> str:
+    def _make_directory(self) -> PrivateDirectory:
         while True:
             self._made += 1
-            directory = f"{self._directory}/{self._made}"
             with contextlib.suppress(FileExistsError):  # It could not be removed when this session began.
-                os.mkdir(directory, 0o700)
-                break
-        os.chown(directory, self._user.uid, self._user.gid)
-        os.utime(directory, (0, 0))  # Whatever a task does in it shows, as in capture.py.
-        return directory
+                return PrivateDirectory(f"{self._directory}/{self._made}", self._user.uid, self._user.gid)
 
     def _throw_away(self, directory: str) -> None:
         """Its number is not used again in this session: what cannot be removed now is in nobody's way."""

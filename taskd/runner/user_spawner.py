@@ -18,6 +18,7 @@ from taskd.core.task import TaskSpec
 from taskd.protocol.messages import AttemptKey
 from taskd.runner.cgroup import Group, Limits
 from taskd.runner.limits import oom_score_of_tasks
+from taskd.runner.private_directory import PrivateDirectory
 from taskd.runner.reaper import Reaper
 from taskd.runner.spawn import End, Spawner, StartUnknown, Surroundings, reap, working_directory
 from taskd.runner.starter import ANSWER_S_MAX, IDLE_S, LOOK_S, Starter
@@ -32,13 +33,14 @@ _logger = logging.getLogger("taskd")
 class Lent:
     """What one process was lent: open files of the worker's, and a private directory of the launcher's."""
 
-    __slots__ = ("descriptors", "directory", "is_handler", "key", "stderr_fd", "stdout_fd")
+    __slots__ = ("descriptors", "directory", "is_handler", "key", "private", "stderr_fd", "stdout_fd")
 
-    def __init__(self, key: AttemptKey, descriptors: list[int], directory: str, is_handler: bool) -> None:
+    def __init__(self, key: AttemptKey, descriptors: list[int], private: PrivateDirectory, is_handler: bool) -> None:
         self.key = key
         self.descriptors = descriptors
         self.stdout_fd, self.stderr_fd = descriptors[:STANDARD_DESCRIPTORS]
-        self.directory = directory
+        self.private = private
+        self.directory = private.path
         self.is_handler = is_handler
 
     def close_descriptors(self) -> None:
