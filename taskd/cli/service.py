@@ -44,15 +44,19 @@ Doing it again changes nothing, or brings the units of a newer version.""",
 def install(role: str, is_now: bool, program: str | None, is_dry: bool, root: str) -> None:
     """Have a daemon start with the machine."""
     from taskd.errors import ConfigError
-    from taskd.service.files import check_reachable, unit
+    from taskd.service.files import check_reachable, check_trusted, unit
     from taskd.service.steps import Installation
 
     if program is not None and not program.startswith("/"):
         raise ConfigError(f"--program {program}: give the whole path", field="program")
     words = [program] if program is not None else _own_words()
     check_reachable(words)
+    paths = [word for word in words if word.startswith("/")]
     if program is None:
-        check_reachable([os.path.realpath(word) for word in words if word.startswith("/")])
+        paths += [os.path.realpath(word) for word in paths]
+        check_reachable(paths)
+        paths.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the package itself
+    check_trusted(map(Path, paths))
     Installation(Path(root), is_dry, click.echo).install(role, words, is_now)
     if not is_dry and not is_now:
         click.echo(f"now: systemctl start {unit(role)}")

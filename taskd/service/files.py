@@ -5,10 +5,11 @@ The sources are in taskd/systemd. They name the program /usr/bin/taskd; another 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
 
@@ -77,6 +78,24 @@ def check_reachable(words: Sequence[str]) -> None:
                 f"the service cannot reach {word}: it sees no homes and no temporary files. Install taskd elsewhere, "
                 "such as in a virtual environment in /opt/taskd, or name another one with --program"
             )
+
+
+def check_trusted(paths: Iterable[Path]) -> None:
+    """Raise ConfigError where others than root could put another program in the place of one of these: a part of the
+    service runs as root. What does not exist is passed over."""
+    for path in paths:
+        for part in (path, *path.parents):
+            try:
+                status = part.stat()
+            except OSError:
+                continue
+            # Whose group may write is the administrator's choice; in a sticky directory nobody replaces what is root's.
+            is_for_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+            if status.st_uid != 0 or is_for_all:
+                raise ConfigError(
+                    f"{part} can be changed by others than root, and a part of the service runs as root: install taskd "
+                    f"as root, such as in a virtual environment in /opt/taskd, or chown root {part} and chmod o-w"
+                )
 
 
 def _units(source: Traversable) -> list[tuple[str, str]]:

@@ -107,6 +107,8 @@ ROWS: dict[str, tuple[bytes, int]] = {
     "up and out": (get("/v1/../../../etc/passwd"), 404),
     "up and out, encoded": (get("/v1/tasks/..%2f..%2f..%2fetc%2fpasswd"), 400),
     "an id with a NUL": (get("/v1/tasks/%00"), 400),
+    "a queue with a NUL": (get("/v1/tasks?queue=%00x"), 200),
+    "half a surrogate in a filter": (get("/v1/tasks?owner=%ed%a0%80"), 400),
     "an id that is no UTF-8": (get("/v1/tasks/%ff%fe"), 400),
     "an id like SQL": (get("/v1/tasks/' OR 1=1 --".replace(" ", "%20")), 400),
     "a wildcard for an id": (get("/v1/tasks/%25"), 400),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from taskd import config
 from taskd.errors import ConfigError
-from taskd.service.files import PROGRAM, check_reachable, files, settings_file
+from taskd.service.files import PROGRAM, check_reachable, check_trusted, files, settings_file
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
 
@@ -93,3 +94,22 @@ def test_a_program_that_the_units_hide_is_refused(path: str) -> None:
 def test_other_places_are_fine() -> None:
     check_reachable(["/opt/taskd/bin/python", "-m", "taskd"])
     check_reachable(["/homestead/taskd"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_program_that_somebody_else_could_replace_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "venv" / "bin" / "taskd"
+    program.parent.mkdir(parents=True, mode=0o755)
+    program.touch(0o755)
+    check_trusted([program, Path("/no/such/program")])
+    for path, change, undo in (
+        (program.parent.parent, lambda path: os.chown(path, 65534, -1), lambda path: os.chown(path, 0, -1)),
+        (program.parent, lambda path: path.chmod(0o777), lambda path: path.chmod(0o755)),
+        (program, lambda path: os.chown(path, 65534, -1), lambda path: os.chown(path, 0, -1)),
+    ):
+        change(path)
+        with pytest.raises(ConfigError, match=f"{path} can be changed by others"):
+            check_trusted([program])
+        undo(path)
+    program.parent.chmod(0o1777)
+    check_trusted([program])
