@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,12 @@ def _wait_for_end(pid: int) -> None:
 
 def _starters_of(launcher: int) -> list[int]:
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == STARTER_NAME]
+    found = []
+    for pid in children:
+        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended since: an idle starter does so by itself.
+            if Path(f"/proc/{pid}/comm").read_text().strip() == STARTER_NAME:
+                found.append(int(pid))
+    return found
 
 
 def test_it_is_the_user_for_good_and_nobody_looks_into_it(starter: Starter, null_fd: int) -> None:
@@ -125,7 +131,8 @@ async def test_tasks_go_on_when_their_starter_is_killed(stage: LaunchStage) -> N
     followers = [stage.follow(key) for key in keys]
     pids = [int(await follower.line()) for follower in followers]
     for starter in _starters_of(stage.launcher_pid):
-        os.kill(starter, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(starter, signal.SIGKILL)
     await until(lambda: not _starters_of(stage.launcher_pid))
     assert (await stage.run(shell="exit 5")).report.exit_code == 5
     for pid in pids:
