@@ -34,8 +34,8 @@ TASK = {"argv": ["true"]}
 IDLE_S = 10.0
 WARM = 5_000
 FAN_OUT_WORKERS = 200
-FAN_OUT_PROCESSES = 4  # In one, each worker would wait for the turns of two hundred: it adds a quarter to a task.
-FAN_OUT_TASK_S = 0.01
+FAN_OUT_PROCESSES = 2
+FAN_OUT_TASKS_S = (0.01, 0.02, 0.04)  # So that the leader's rate allows the ideal of one at least.
 console = Console(file=sys.stdout)
 Figures = dict[str, float]
 
@@ -86,47 +86,61 @@ def connected(directory: Path, count: int, tasks: int) -> Figures:
         }
 
 
-def fan_out(directory: Path, tasks: int) -> Figures:
-    """Tasks of 10 ms over 200 workers: the time until all results are known, beside what it cannot fall below."""
-    with many(directory / "rate", FAN_OUT_WORKERS, 1, 0.0, FAN_OUT_PROCESSES) as made:
+def fan_out(directory: Path, tasks: int, task_s: float) -> Figures:
+    """Short tasks over 200 workers: the time until all results are known, beside what it cannot fall below: that of
+    the tasks themselves, and that for which the leader's process, which uses one processor, has to compute."""
+    with many(directory, FAN_OUT_WORKERS, 1, task_s, FAN_OUT_PROCESSES) as made:
         throughput(made.head, TASK, WARM)
-        rate = throughput(made.head, TASK, min(tasks, 30_000))
-    with many(directory / "fan-out", FAN_OUT_WORKERS, 1, FAN_OUT_TASK_S, FAN_OUT_PROCESSES) as made:
-        throughput(made.head, TASK, WARM)
+        used_s = cpu_s(made.head)
         seconds = tasks / throughput(made.head, TASK, tasks)
-    ideal_s = tasks * FAN_OUT_TASK_S / FAN_OUT_WORKERS
+        used_s = cpu_s(made.head) - used_s
+    ideal_s = tasks * task_s / FAN_OUT_WORKERS
     return {
-        "fan-out tasks": tasks,
-        "fan-out s": seconds,
-        "ideal s": ideal_s,
-        "s at the leader's rate": tasks / rate,
+        "tasks of so many ms": task_s * 1e3,
+        "tasks": tasks,
+        "s until all results are known": seconds,
+        "s of the tasks themselves": ideal_s,
+        "s of the leader's CPU": used_s,
         "% of the ideal": 100 * ideal_s / seconds,
-        "% of what the leader's rate allows": 100 * max(ideal_s, tasks / rate) / seconds,
+        "% of what the leader's CPU allows": 100 * max(ideal_s, used_s) / seconds,
     }
+
+
+def show(title: str, rows: list[Figures]) -> None:
+    """A table with a column for each; the first figure is its head."""
+    head, *names = rows[0]
+    table = Table(title=title)
+    table.add_column(head)
+    for row in rows:
+        table.add_column(f"{row[head]:,.0f}", justify="right")
+    for name in names:
+        table.add_row(name, *(f"{row[name]:,.1f}" if row[name] < 1000 else f"{row[name]:,.0f}" for row in rows))
+    console.print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS, help=f"workers connected (default {COUNTS})")
     parser.add_argument("--tasks", type=int, default=30_000, help="for each count (default 30,000)")
-    parser.add_argument("--fan-out", type=int, default=100_000, metavar="TASKS", help="(default 100,000; 0: none)")
+    parser.add_argument(
+        "--fan-out", type=int, default=100_000, metavar="TASKS", help="of the shortest tasks (default 100,000; 0: none)"
+    )
     parser.add_argument("--json", type=Path, default=RESULTS, help=f"the file for the figures (default {RESULTS})")
     options = parser.parse_args()
-    table = Table(title=f"taskd on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     rows: list[Figures] = []
+    spread: list[Figures] = []
     with tempfile.TemporaryDirectory(prefix="taskd-bench-") as directory:
         for count in options.counts:
             rows.append(connected(Path(directory) / str(count), count, options.tasks))
             print(rows[-1], file=sys.stderr)
-        spread = fan_out(Path(directory), options.fan_out) if options.fan_out else {}
-    table.add_column("workers")
-    for row in rows:
-        table.add_column(f"{row['workers']:,.0f}", justify="right")
-    for name in list(rows[0])[1:] if rows else ():
-        table.add_row(name, *(f"{row[name]:,.1f}" if row[name] < 1000 else f"{row[name]:,.0f}" for row in rows))
-    console.print(table)
-    for name, value in spread.items():
-        console.print(f"{name:36} {value:10,.1f}")
+        for task_s in FAN_OUT_TASKS_S if options.fan_out else ():
+            count = round(options.fan_out * FAN_OUT_TASKS_S[0] / task_s)
+            spread.append(fan_out(Path(directory) / f"fan-out-{task_s}", count, task_s))
+            print(spread[-1], file=sys.stderr)
+    if rows:
+        show(f"taskd on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", rows)
+    if spread:
+        show(f"Short tasks over {FAN_OUT_WORKERS} workers with a slot each", spread)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"connected": rows, "fan-out": spread}, indent=2) + "\n")
 

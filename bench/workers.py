@@ -1,8 +1,10 @@
-"""Many workers in one process, for benchmarks: real connections, real protocol, real core; the tasks only take time.
+"""Many workers in one process, for benchmarks of the scheduler: real connections, the real protocol, as a worker
+speaks it when nothing goes wrong; the tasks only take time.
 
     python -m bench.workers --key FILE --join HOST:PORT --count 1000 --slots 1 --task-s 0.01
 
-They keep no journal, so that what is measured is the scheduler and not a thousand files.
+They do no more than what the scheduler sees of a worker: they keep no journal, and look into no task. So they leave the
+processors to what is measured, as workers on machines of their own would.
 """
 
 from __future__ import annotations
@@ -10,111 +12,138 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import time
+from collections import deque
 from pathlib import Path
 from random import Random
 
 import uvloop
 
 from taskd.config import Config
-from taskd.core import effects as fx
 from taskd.core import events as ev
-from taskd.core.node import Node
+from taskd.core.outcomes import OutcomeBatch
 from taskd.core.task import Outcome, units
-from taskd.daemon.hub import Hub
-from taskd.daemon.shell import Shell
 from taskd.net.mesh import Mesh
 from taskd.net.security import Key, load_key
-from taskd.protocol.messages import AttemptEnded, AttemptKey, NodeInfo, Offer
-from taskd.runner.base import Progress
+from taskd.protocol import messages as msg
 
 FIRST_ID = 1 << 40
 DIALS_AT_ONCE = 16  # A TLS handshake costs both ends a millisecond or two.
 
 
-class Forgetful:
-    """A journal that keeps nothing."""
+class Worker:
+    """One worker. With `task_s` 0 all that fits begins and ends together, at once."""
 
-    def append(self, records: fx.Journal) -> None:
-        """Forget it."""
-
-    async def sync(self) -> None:
-        """Nothing is there to be synced."""
-
-
-class Sleeper:
-    """A runner whose tasks end well after `task_s` seconds; with 0, all that came together end together at once."""
-
-    def __init__(self, shell: Shell, task_s: float) -> None:
-        self._shell = shell
+    def __init__(self, number: int, slots: int, task_s: float) -> None:
+        node_id = FIRST_ID + number
+        store_id = node_id.to_bytes(16, "big")
+        self.node = msg.NodeInfo(node_id, f"worker{number}", ("worker",), store_id, os.getpid(), "bench")
+        self.mesh: Mesh | None = None
+        self.registered = asyncio.get_running_loop().create_future()
+        self._offer = msg.Offer(slots, {"cpus": units(slots)}, {}, ("command", "http"))
+        self._slots = slots
         self._task_s = task_s
         self._loop = asyncio.get_running_loop()
-        self._progress = Progress(shell.progressed)
+        self._leader = 0
+        self._waiting: deque[msg.AttemptKey] = deque()
+        self._running = 0
+        self._outcomes = OutcomeBatch()
+        self._timer: asyncio.Handle | None = None  # to tell outcomes
 
-    def start(self, begins: list[fx.Begin]) -> None:
-        """Begin attempts."""
-        now_s = self._shell.utc()
-        if self._task_s:
-            for begin in begins:
-                self._progress.began(begin.key, now_s)
-            self._loop.call_later(self._task_s, self._end, begins, now_s)
-        else:
-            self._loop.call_soon(self._end, begins, now_s)
+    def on_event(self, event: ev.PeerUp | ev.PeerDown | ev.Received | ev.Collided) -> None:
+        """What the mesh tells."""
+        if isinstance(event, ev.Received):
+            for message in event.messages:
+                self._on_message(event.node_id, message)
 
-    def _end(self, begins: list[fx.Begin], started_s: float) -> None:
-        now_s = self._shell.utc()
-        for begin in begins:
-            self._progress.ended(AttemptEnded(begin.key, Outcome.OK, started_s, now_s, b""))
-        self._progress.flush()
+    def _on_message(self, sender: int, message: msg.Message) -> None:
+        if isinstance(message, msg.Run):
+            self._waiting.extend(assignment.key for assignment in message.assignments)
+            self._begin()
+        elif isinstance(message, msg.Leading) and message.term is not None and message.term.node_id == sender:
+            self._leader = sender
+            self._send(msg.Register(self._offer, (), (), message.term, message.proof))
+        elif isinstance(message, msg.Registered) and not self.registered.done():
+            self.registered.set_result(None)
+        elif isinstance(message, msg.Recall):
+            self._give_back(message.keys)
 
-    def terminate(self, key: AttemptKey) -> None:
-        """It ends soon anyway."""
+    def _begin(self) -> None:
+        now_s = time.time()
+        while self._waiting and self._running < self._slots:
+            key = self._waiting.popleft()
+            self._running += 1
+            if self._task_s:
+                self._loop.call_later(self._task_s, self._end, [key], now_s)
+            else:
+                keys = [key, *(self._waiting.popleft() for _ in range(min(len(self._waiting), self._slots - 1)))]
+                self._loop.call_soon(self._end, keys, now_s)
 
-    def kill(self, key: AttemptKey) -> None:
-        """It ends soon anyway."""
+    def _end(self, keys: list[msg.AttemptKey], started_s: float) -> None:
+        self._running -= 1
+        now_s = time.time()
+        self._outcomes.add([msg.AttemptEnded(key, int(Outcome.OK), started_s, now_s) for key in keys])
+        self._begin()
+        self._tell()
+
+    def _give_back(self, keys: tuple[msg.AttemptKey, ...]) -> None:
+        waiting = set(self._waiting)
+        given = [key for key in keys if key in waiting]
+        for key in given:
+            self._waiting.remove(key)
+        self._outcomes.add([msg.AttemptEnded(key, int(Outcome.PREEMPTED), 0.0, time.time()) for key in given])
+        self._outcomes.hurry(self._loop.time())
+        self._tell()
+
+    def _tell(self) -> None:
+        """When a worker would: what has ended, or later, with more of it."""
+        now = self._loop.time()
+        due = self._outcomes.due(len(self._waiting), self._slots)
+        if due is not None and due > now:
+            if self._timer is None:
+                self._timer = self._loop.call_at(due, self._tell_late)
+        elif due is not None:
+            self._send(msg.Finished(tuple(self._outcomes.take(now))))
+
+    def _tell_late(self) -> None:
+        self._timer = None
+        self._tell()
+
+    def _send(self, message: msg.Message) -> None:
+        assert self.mesh is not None
+        self.mesh.send(self._leader, message)
 
 
-async def work(key: Key, number: int, join: str, slots: int, task_s: float, running: list[asyncio.Task[None]]) -> None:
-    """One worker, until the process ends."""
-    node_id = FIRST_ID + number
-    info = NodeInfo(node_id, f"worker{number}", ("worker",), node_id.to_bytes(16, "big"), os.getpid(), "bench")
-    offer = Offer(slots, {"cpus": units(slots)}, {}, ("command", "http"))
-    random = Random(number)  # jitter, no secret
-    shell = Shell(Node(info, random, None, offer), Hub(), None, Forgetful())
-    shell.runner = Sleeper(shell, task_s)
-    connected = asyncio.get_running_loop().create_future()
-
-    def on_event(event: ev.PeerUp | ev.PeerDown | ev.Received | ev.Collided) -> None:
-        if isinstance(event, ev.PeerUp) and not connected.done():
-            connected.set_result(None)
-        shell.tell(event)
-
+async def enter(worker: Worker, key: Key, join: str) -> None:
+    """Connect a worker; returns when the leader has taken it in."""
     defaults = Config()
     network = defaults.network
-    mesh = Mesh(
-        node=info, cluster=defaults.node.cluster, key=key, listen=(), join=(join,), heartbeat_s=network.heartbeat_s,
-        peer_timeout_s=network.peer_timeout_s, redial_max_s=network.redial_max_s, random=random, on_event=on_event,
-        on_call=lambda node_id, message: None, log=lambda level, event, **fields: None,
+    worker.mesh = Mesh(
+        node=worker.node, cluster=defaults.node.cluster, key=key, listen=(), join=(join,),
+        heartbeat_s=network.heartbeat_s, peer_timeout_s=network.peer_timeout_s, redial_max_s=network.redial_max_s,
+        random=Random(worker.node.node_id), on_event=worker.on_event, on_call=lambda node_id, message: None,
+        log=lambda level, event, **fields: None,
     )  # fmt: skip
-    shell.mesh = mesh
-    shell.tell(ev.JournalLoaded(None, [], []))
-    running.append(asyncio.create_task(shell.run()))
-    await mesh.start()
-    await connected
+    await worker.mesh.start()
+    await worker.registered
 
 
 async def run(arguments: argparse.Namespace) -> None:
     key = load_key(arguments.key)
     assert key is not None
-    running: list[asyncio.Task[None]] = []
     gate = asyncio.Semaphore(DIALS_AT_ONCE)
+    workers = [
+        Worker(number, arguments.slots, arguments.task_s)
+        for number in range(arguments.first, arguments.first + arguments.count)
+    ]
 
-    async def enter(number: int) -> None:
+    async def enter_in_turn(worker: Worker) -> None:
         async with gate:
-            await work(key, number, arguments.join, arguments.slots, arguments.task_s, running)
+            await enter(worker, key, arguments.join)
 
     async with asyncio.TaskGroup() as group:
-        for number in range(arguments.first, arguments.first + arguments.count):
-            group.create_task(enter(number))
+        for worker in workers:
+            group.create_task(enter_in_turn(worker))
     await asyncio.Event().wait()
 
 

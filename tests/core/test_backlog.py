@@ -160,16 +160,20 @@ def test_however_many_cancels_come_at_once_only_so_many_readings_are_made(world:
     assert {world.state(task) for task in gone} == {TaskState.CANCELLED}
 
 
-def test_what_became_due_and_left_the_memory_again_while_it_was_read_is_cancelled(world: World) -> None:
-    ids = world.submit(40, not_before_s=world.utc + 10)
-    late = ids[-1]
+def held_answer(world: World, task_id: bytes) -> ev.Event:
+    """What is read, as of now, for a cancel of a task that waits on the disk: on its way still."""
     world.holds_reads = True
-    world.post(1, ev.CancelWanted(1000, [late]))
+    world.post(1, ev.CancelWanted(1000, [task_id]))
     world.settle()
     ((_, effect),) = world.held_reads
-    answer = world.hosts[1].read(effect)  # as of now
     world.held_reads.clear()
     world.holds_reads = False
+    return world.hosts[1].read(effect)
+
+
+def test_what_became_due_and_left_the_memory_again_while_it_was_read_is_cancelled(world: World) -> None:
+    late = world.submit(40, not_before_s=world.utc + 10)[-1]
+    answer = held_answer(world, late)
     world.run(20)
     assert world.state(late) is TaskState.QUEUED
     assert late not in world.scheduler.ledger.tasks
@@ -180,15 +184,8 @@ def test_what_became_due_and_left_the_memory_again_while_it_was_read_is_cancelle
 
 
 def test_what_has_ended_while_it_was_read_is_read_once_more(world: World) -> None:
-    ids = world.submit(40, not_before_s=world.utc + 10)
-    late = ids[-1]
-    world.holds_reads = True
-    world.post(1, ev.CancelWanted(1000, [late]))
-    world.settle()
-    ((_, effect),) = world.held_reads
-    answer = world.hosts[1].read(effect)
-    world.held_reads.clear()
-    world.holds_reads = False
+    late = world.submit(40, not_before_s=world.utc + 10)[-1]
+    answer = held_answer(world, late)
     world.cancel(late)
     world.post(1, answer)
     world.settle()

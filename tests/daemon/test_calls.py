@@ -94,6 +94,16 @@ async def echo(request: ApiRequest) -> ApiResponse:
     return ApiResponse(201, "text/plain", f"{request.method} {request.path} {request.query}".encode() + request.body)
 
 
+def echo_after(release: asyncio.Event) -> Callable[[ApiRequest], Awaitable[ApiResponse]]:
+    """Answers as `echo` does, when it may."""
+
+    async def answer(request: ApiRequest) -> ApiResponse:
+        await release.wait()
+        return await echo(request)
+
+    return answer
+
+
 class Source:
     """A stream whose reader can be watched."""
 
@@ -248,12 +258,7 @@ async def test_requests_abandoned_before_they_begin_take_nobodys_place(monkeypat
 async def test_too_many_calls_of_one_peer_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "CALLS_PER_PEER_MAX", 3)
     release = asyncio.Event()
-
-    async def answer(request: ApiRequest) -> ApiResponse:
-        await release.wait()
-        return await echo(request)
-
-    async with joined(answer) as pair:
+    async with joined(echo_after(release)) as pair:
         waiting = [asyncio.ensure_future(pair.ask()) for _ in range(3)]
         await turns()
         refused = await pair.ask()
@@ -348,13 +353,8 @@ async def test_what_has_no_end_for_long_makes_room(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inbox_module, "BODIES_BYTES_MAX", 4 * CHUNK)
     monkeypatch.setattr(inbox_module, "BODY_STALE_S", 0.0)
     release = asyncio.Event()
-
-    async def answer(request: ApiRequest) -> ApiResponse:
-        await release.wait()
-        return await echo(request)
-
     async with asyncio.TaskGroup() as group:
-        peers = Peers(group, answer)
+        peers = Peers(group, echo_after(release))
         peers.begin(1, 1, bytes(CHUNK), last=True)  # Being answered: it stays.
         peers.begin(2, 1, bytes(CHUNK))
         peers.begin(3, 1, bytes(2 * CHUNK))
@@ -375,13 +375,8 @@ async def test_what_has_no_end_for_long_makes_room(monkeypatch: pytest.MonkeyPat
 async def test_a_body_that_does_not_end_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "BODY_TIMEOUT_S", 0.0)
     release = asyncio.Event()
-
-    async def answer(request: ApiRequest) -> ApiResponse:
-        await release.wait()
-        return await echo(request)
-
     async with asyncio.TaskGroup() as group:
-        peers = Peers(group, answer)
+        peers = Peers(group, echo_after(release))
         peers.begin(1, 1)
         peers.begin(2, 1, b"half")
         peers.go_on(2, 1, b"whole", last=True)
