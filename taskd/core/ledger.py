@@ -191,7 +191,7 @@ class Ledger(Holdings):
         speaks = task.state >= SUCCEEDED and late is attempts[-1]
         if late.outcome is None or (late.outcome is _LOST and not speaks):
             _write_result(late, ended)
-        self._outbox.update(task)
+            self._outbox.update(task)
 
     def _failed(self, task: Task, outcome: Outcome, now_s: float) -> None:
         count = retry.failures(task.record)
@@ -243,7 +243,11 @@ class Ledger(Holdings):
 
 
 def _write_result(attempt: Attempt, ended: AttemptEnded) -> None:
-    attempt.outcome = _OUTCOMES.get(ended.outcome, _EXCEPTION)
+    outcome = _OUTCOMES.get(ended.outcome, _EXCEPTION)
+    # What was lost stays so, unless it has succeeded after all: it was counted as that, and most that end later were
+    # ended because they were lost. As a failure it would take one of the retries.
+    if attempt.outcome is not _LOST or outcome is Outcome.OK:
+        attempt.outcome = outcome
     attempt.started_s = ended.started_s or attempt.started_s
     attempt.ended_s = ended.ended_s
     attempt.report = ended.report

@@ -431,6 +431,23 @@ def test_what_only_waited_at_workers_that_went_down_is_not_held_to_have_taken_th
     assert all(world.state(task) is TaskState.SUCCEEDED for task in others)
 
 
+@pytest.mark.parametrize("late", [Outcome.SIGNAL, Outcome.EXIT_NONZERO, Outcome.PREEMPTED])
+def test_however_a_lost_attempt_ends_later_it_takes_no_retry(world: World, late: Outcome) -> None:
+    world.cluster(2, offer=offer(1))
+    (task,) = world.submit(retries=1)
+    (first,) = world.where(task)
+    world.cut(1, first)
+    world.run(6)
+    assert world.where(task) == [first, 12]
+    world.end(task, late)  # At the first worker that has it.
+    world.connect(1, first)
+    world.settle()
+    assert world.outcomes(task) == [Outcome.LOST, None]
+    assert not world.hosts[first].node.worker.unacknowledged_count
+    world.end(task, Outcome.EXIT_NONZERO)
+    assert world.state(task) is TaskState.RETRYING
+
+
 def test_when_a_lost_attempt_began_stays_known(world: World) -> None:
     world.cluster()
     (task,) = world.submit()
