@@ -263,13 +263,15 @@ class Acted(Wire, frozen=True, omit_defaults=False):
 
 
 class NodeFit(Wire, frozen=True, omit_defaults=False):
-    """Why one node does not take a task just now. `ever`: whether it could when idle."""
+    """Why one node does not take a task just now. `ever`: whether it could when idle, and connected; null where it is
+    away and nobody knows what it offers."""
 
     node_id: int
     name: str
     fits: bool
-    ever: bool
+    ever: bool | None
     why: str
+    connected: bool = True
 
 
 class Explanation(Wire, frozen=True, omit_defaults=False):

@@ -32,11 +32,15 @@ def explain(session: Session, task_id: str, as_json: bool) -> None:
     if why["nodes"]:
         rows = [[fit["name"], _fit_text(fit), fit["why"]] for fit in why["nodes"]]
         print_table(["NODE", "COULD RUN IT", "NOW"], rows, flexible="NOW")
-        if not any(fit["ever"] for fit in why["nodes"]):
+        if all(fit["ever"] is False for fit in why["nodes"]):
             click.echo("No node could ever run it: change the task, or add a node that can.")
 
 
 def _fit_text(fit: dict[str, object]) -> str:
     if fit["fits"]:
         return click.style("now", fg="green")
-    return click.style("when free", fg="yellow") if fit["ever"] else click.style("never", fg="red")
+    if fit["ever"] is None:
+        return "not known"
+    if not fit["ever"]:
+        return click.style("never", fg="red")
+    return click.style("when free" if fit.get("connected", True) else "when back", fg="yellow")

@@ -156,13 +156,15 @@ class TaskDetail(Task, frozen=True):
 
 
 class NodeFit(View, frozen=True):
-    """Why one node does not take a task just now. `ever`: whether it could when idle."""
+    """Why one node does not take a task just now. `ever`: whether it could when idle, and connected; None where it is
+    away and nobody knows what it offers."""
 
     node_id: int
     name: str = ""
     fits: bool = False
-    ever: bool = False
+    ever: bool | None = False
     why: str = ""
+    connected: bool = True
 
 
 class Explanation(View, frozen=True):

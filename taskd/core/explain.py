@@ -6,19 +6,23 @@ from msgspec import Struct
 
 from taskd.core.constraints import matches
 from taskd.core.queue import Shape
-from taskd.core.roster import Worker
+from taskd.core.roster import NOTHING_OFFERED, Worker
 from taskd.core.scheduler import Scheduler
 from taskd.core.task import Task, TaskState
 
+NAMED_MAX = 3  # Workers in a sentence.
+
 
 class Fit(Struct, frozen=True):
-    """What one worker has to say to a task. `ever`: it could run it when idle."""
+    """What one worker has to say to a task. `ever`: it could run it when idle, and connected; None where it is away and
+    nobody knows what it offers."""
 
     node_id: int
     name: str
     fits: bool
-    ever: bool
+    ever: bool | None
     why: str
+    is_here: bool = True
 
 
 class Why(Struct, frozen=True):
@@ -70,7 +74,7 @@ def _explain_queued(scheduler: Scheduler, task: Task, shape: Shape) -> Why:
         task, lambda other: not here or any(worker.could_run(other) for worker in here)
     )
     if not here:
-        return Why("NoMatchingNode", "no worker is connected", position, fits=fits)
+        return Why("NoMatchingNode", _nobody_here(fits), position, fits=fits)
     if not any(shape.type in worker.types for worker in here):
         text = f"no connected worker runs tasks of type {shape.type!r}"
         return Why("NoHandler", text, position, fits=fits)
@@ -89,18 +93,13 @@ def _explain_queued(scheduler: Scheduler, task: Task, shape: Shape) -> Why:
 
 def _fit(worker: Worker, shape: Shape) -> Fit:
     offer = worker.offer
+    lacks = _lacks(worker, shape)
     if not worker.is_here:
-        return Fit(worker.node_id, worker.name, False, False, "is not connected")
-    ever = worker.could_run(shape)
-    if shape.type not in worker.types:
-        why = f"does not run type {shape.type!r}"
-    elif unmet := [constraint.text for constraint in shape.constraints if not matches(constraint, offer.labels)]:
-        why = "does not meet: " + ", ".join(unmet)
-    elif short := [(name, amount) for name, amount in shape.needs if offer.capacity.get(name, 0) < amount]:
-        why = ", ".join(
-            f"has {_amount(name, offer.capacity.get(name, 0))} of {name}, {_amount(name, amount)} asked"
-            for name, amount in short
-        )
+        ever = None if offer == NOTHING_OFFERED else not lacks
+        why = "is not connected" + (f", and {lacks}" if ever is False else "")
+        return Fit(worker.node_id, worker.name, False, ever, why, is_here=False)
+    if lacks:
+        why = lacks
     elif worker.drain_reason is not None:
         why = "is drained" + (f": {worker.drain_reason}" if worker.drain_reason else "")
     elif len(worker.assigned) >= offer.slots:
@@ -115,7 +114,28 @@ def _fit(worker: Worker, shape: Shape) -> Fit:
         )
     else:
         return Fit(worker.node_id, worker.name, True, True, "has room")
-    return Fit(worker.node_id, worker.name, False, ever, why)
+    return Fit(worker.node_id, worker.name, False, not lacks, why)
+
+
+def _lacks(worker: Worker, shape: Shape) -> str:
+    """Why it could not run such a task even when idle; empty where it could."""
+    offer = worker.offer
+    if shape.type not in worker.types:
+        return f"does not run type {shape.type!r}"
+    if unmet := [constraint.text for constraint in shape.constraints if not matches(constraint, offer.labels)]:
+        return "does not meet: " + ", ".join(unmet)
+    if short := [(name, amount) for name, amount in shape.needs if offer.capacity.get(name, 0) < amount]:
+        return ", ".join(
+            f"has {_amount(name, offer.capacity.get(name, 0))} of {name}, {_amount(name, amount)} asked"
+            for name, amount in short
+        )
+    return "" if offer.slots else "has no slots"
+
+
+def _nobody_here(fits: tuple[Fit, ...]) -> str:
+    """In a word, whether it helps to bring workers back."""
+    able = [fit.name for fit in fits if fit.ever]
+    return "no worker is connected" + (f"; {', '.join(able[:NAMED_MAX])} could run it" if able else "")
 
 
 def _come_first(position: int) -> str:

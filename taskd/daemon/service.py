@@ -251,7 +251,7 @@ class DaemonService:
                 return None
             task = ledger.looked_up(unfinished[0])
         why = explain(self._scheduler, task)
-        nodes = [NodeFit(fit.node_id, fit.name, fit.fits, fit.ever, fit.why) for fit in why.fits]
+        nodes = [NodeFit(fit.node_id, fit.name, fit.fits, fit.ever, fit.why, fit.is_here) for fit in why.fits]
         return Explanation(text_of(id), task.state.word, why.reason, why.text, why.position, why.until_s, nodes)
 
     async def output(

@@ -359,6 +359,12 @@ def test_explain_says_it_for_every_node(taskd: Taskd, daemon: FakeDaemon) -> Non
     ran = taskd("explain", "last")
     assert "No node could ever run it" in ran.out
     assert "until 2033-05-18" in ran.out
+    away = [{**never, "ever": ever, "connected": False, "why": "is not connected"} for ever in (True, None)]
+    daemon.explanations[0].update(nodes=[*away, never])
+    ran = taskd("explain", "last")
+    assert "No node" not in ran.out
+    assert "when back" in ran.out
+    assert "not known" in ran.out
     daemon.explanations[0].update(position=1)
     assert "1 task comes first" in taskd("explain", "last").out.splitlines()
 

@@ -146,7 +146,25 @@ def test_drained_and_gone(world: World) -> None:
     assert fit(world, task, 11) == Fit(11, "node11", False, True, "is drained: new disk")
     assert fit(world, task, 12).why == "is drained"
     world.cut(1, 12)
-    assert fit(world, task, 12) == Fit(12, "node12", False, False, "is not connected")
+    assert fit(world, task, 12) == Fit(12, "node12", False, True, "is not connected", is_here=False)
+
+
+def test_who_is_away_could_run_it_when_back(world: World) -> None:
+    world.cluster(2)
+    world.crash(11)
+    world.crash(12)
+    world.run(10)
+    (task,) = world.submit()
+    assert why(world, task).text == "no worker is connected; node11, node12 could run it"
+    (greedy,) = world.submit(resources={"gpus": 1000})
+    assert why(world, greedy).text == "no worker is connected"
+    assert fit(world, greedy) == Fit(
+        11, "node11", False, False, "is not connected, and has 0 of gpus, 1 asked", is_here=False
+    )
+    world.crash(1)
+    world.restart(1)
+    world.run(1)
+    assert fit(world, task).ever is None, "a new leader knows its name alone"
 
 
 def test_about_to_be_handed_out(world: World) -> None:
