@@ -24,7 +24,7 @@ from taskd.api.selection import (
 from taskd.api.service import ApiRequest, ApiResponse, Service
 from taskd.api.submission import NO_TIME_S, new_tasks, read_submissions
 from taskd.api.types import Accepted, Acted, Attempts, Explanation, Plan, Selection, TaskPage
-from taskd.api.views import attempt_view, cause_of, planned, result_of_row, task_detail, task_view
+from taskd.api.views import attempt_views, cause_of, planned, result_of_row, task_detail, task_view
 from taskd.api.waiting import WAIT_S_MAX, accepted_lines, accepted_with_results
 from taskd.core.events import NewTask
 from taskd.core.task import FINAL, TaskState, decode_record, decode_spec, encode
@@ -143,8 +143,8 @@ async def show(request: ApiRequest, service: Service) -> ApiResponse:
 
 async def attempts(request: ApiRequest, service: Service) -> ApiResponse:
     """All attempts of a task."""
-    record = decode_record((await find_row(request, service)).record)
-    return answer(Attempts([attempt_view(attempt, service) for attempt in record.attempts]))
+    row = await find_row(request, service)
+    return answer(Attempts(attempt_views(row.id, decode_record(row.record), service)))
 
 
 async def explain(request: ApiRequest, service: Service) -> ApiResponse:

@@ -124,7 +124,7 @@ def task_detail(row: TaskRow, service: Service) -> TaskDetail:
         signal=report.signal,
         error=_error(report.error),
         result=_json(report.result),
-        attempts=[attempt_view(attempt, service) for attempt in record.attempts],
+        attempts=attempt_views(row.id, record, service),
     )
 
 
@@ -168,9 +168,13 @@ def _target(http: HttpCall) -> HttpTarget:
     return HttpTarget(http.url, cast(Any, http.method), http.headers, http.expect_status)
 
 
-def attempt_view(attempt: Attempt, service: Service) -> AttemptView:
-    """One attempt of a task."""
-    report, term = _report(attempt.report), attempt.term
+def attempt_views(task_id: bytes, record: Record, service: Service) -> list[AttemptView]:
+    """All attempts of a task."""
+    return [_attempt_view(task_id, attempt, service) for attempt in record.attempts]
+
+
+def _attempt_view(task_id: bytes, attempt: Attempt, service: Service) -> AttemptView:
+    report = _report(attempt.report)
     return AttemptView(
         number=attempt.number,
         worker=attempt.worker,
@@ -179,7 +183,7 @@ def attempt_view(attempt: Attempt, service: Service) -> AttemptView:
         started=attempt.started_s or None,
         ended=attempt.ended_s or None,
         outcome=None if attempt.outcome is None else Outcome(attempt.outcome).word,
-        fence=f"{term.epoch}.{term.node_id}.{term.boot}.{attempt.lsn}.{attempt.number}",
+        fence=attempt.key(task_id).fence,
         exit_code=report.exit_code,
         signal=report.signal,
         error=_error(report.error),

@@ -182,6 +182,10 @@ class Attempt(Struct, array_like=True):
     def is_open(self) -> bool:
         return self.outcome is None
 
+    def key(self, task_id: bytes) -> AttemptKey:
+        """Its name, as an attempt of this task."""
+        return AttemptKey(task_id, self.number, self.term, self.lsn)
+
     @property
     def may_have_begun(self) -> bool:
         """Whether it began, or nobody can tell; not so if it was given back unstarted."""
@@ -274,7 +278,7 @@ class Task:
         task.finished_s = row.finished_s
         attempt = task.record.open_attempt
         if attempt is not None:
-            task.key = AttemptKey(row.id, attempt.number, attempt.term, attempt.lsn)
+            task.key = attempt.key(row.id)
         return task
 
 

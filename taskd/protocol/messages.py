@@ -59,6 +59,13 @@ class AttemptKey(Part, frozen=True):
     term: Term
     lsn: Unsigned
 
+    @property
+    def fence(self) -> str:
+        """The fencing token as text, epoch.node.boot.lsn.number.task: no two attempts ever have the same. Without the
+        task those that were placed in one commit would share it."""
+        term = self.term
+        return f"{term.epoch}.{term.node_id}.{term.boot}.{self.lsn}.{self.number}.{self.task_id.hex()}"
+
 
 class Dot(Part, frozen=True):
     """Names one commit of one leader: the `lsn`-th of its term. A row carries the dot of its last change."""

@@ -86,7 +86,7 @@ class Place(Struct, frozen=True):
         return {
             "TASKD_TASK_ID": task_id_text(key.task_id),
             "TASKD_ATTEMPT": str(key.number),
-            "TASKD_FENCE": fence(key),
+            "TASKD_FENCE": key.fence,
             "TASKD_SOCKET": self.socket,
             "TASKD_TASK_DIR": directory,
             "TASKD_ERROR_FILE": f"{directory}/{ERROR_FILE}",
@@ -110,18 +110,6 @@ def task_id_text(task_id: bytes) -> str:
     """A task's id as people write it: a UUID."""
     digits = task_id.hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def fence(key: AttemptKey) -> str:
-    """The fencing token of an attempt as text, epoch.node.boot.lsn.number: no two attempts of one task ever have the
-    same. Tasks that were placed in one commit share it."""
-    term = key.term
-    return f"{term.epoch}.{term.node_id}.{term.boot}.{key.lsn}.{key.number}"
-
-
-def mark(key: AttemptKey) -> str:
-    """What tells an attempt from every other, in the environment of its processes: task id and fence."""
-    return f"{task_id_text(key.task_id)} {fence(key)}"
 
 
 def ended(

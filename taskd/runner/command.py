@@ -34,7 +34,6 @@ from taskd.runner.base import (
     base_environment,
     ended,
     error_info,
-    mark,
     not_started,
     read_error_file,
 )
@@ -77,7 +76,7 @@ class _Attempt:
 
     def __init__(self, key: AttemptKey, capture: Any, group: Group | None, pid: int, started_s: float) -> None:
         self.key = key
-        self.mark = mark(key)
+        self.mark = key.fence
         self.capture = capture
         self.group = group
         self.pid = pid  # also of its process group and session
@@ -222,7 +221,7 @@ class CommandKind:
         except StartUnknown as error:
             if group is not None:
                 group.kill()
-            self._reaper.end(mark(key))
+            self._reaper.end(key.fence)
             if group is not None:
                 group.remove()
             self._output.end(capture)

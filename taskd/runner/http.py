@@ -27,7 +27,7 @@ from yarl import URL
 from taskd.core.effects import Begin
 from taskd.core.task import RESULT_BYTES_MAX, ErrorInfo, HttpCall, Outcome, Report, TaskSpec
 from taskd.protocol.messages import AttemptKey
-from taskd.runner.base import OnProgress, Progress, ended, error_info, fence, task_id_text
+from taskd.runner.base import OnProgress, Progress, ended, error_info, task_id_text
 from taskd.version import VERSION
 
 CONNECT_S_MAX = 30.0
@@ -183,7 +183,7 @@ def _headers(key: AttemptKey, call: HttpCall, secrets: dict[str, str]) -> CIMult
     headers.setdefault("Accept", "application/json, */*;q=0.5")
     headers["X-Taskd-Task-Id"] = task_id_text(key.task_id)
     headers["X-Taskd-Attempt"] = str(key.number)
-    headers["X-Taskd-Fence"] = fence(key)
+    headers["X-Taskd-Fence"] = key.fence
     return headers
 
 

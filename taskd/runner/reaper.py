@@ -2,7 +2,7 @@
 
 The daemon makes itself the sub-reaper of its descendants: a process whose parent dies becomes the daemon's child,
 even after a double fork and a session of its own. Such a *stray* is told from the children that the daemon started
-itself by the list of those (`own`), and traced to its attempt by TASKD_TASK_ID and TASKD_FENCE in its environment. No
+itself by the list of those (`own`), and traced to its attempt by TASKD_FENCE in its environment. No
 stray shares the daemon's own session: every task begins a new one, and nobody can join a session later.
 
 One that has emptied its environment goes with the attempt in whose private directory it stands, and where it has left
@@ -93,7 +93,8 @@ class Reaper:
         self._fostered.discard(pid)
 
     def strays(self) -> dict[int, str]:
-        """The living strays: process id to the mark (base.py) of its attempt, "" where it has none. Reaps dead ones.
+        """The living strays: process id to the mark of its attempt, which is its fence; "" where it has none. Reaps
+        dead ones.
 
         Costs a microsecond while there are none."""
         raw = self._read_children()
@@ -266,11 +267,10 @@ def _environment(pid: int) -> bytes:
 
 def _mark(pid: int) -> str:
     variables = dict(line.split(b"=", 1) for line in _environment(pid).split(b"\0") if b"=" in line)
-    task_id, token = variables.get(b"TASKD_TASK_ID"), variables.get(b"TASKD_FENCE")
     process = variables.get(HANDLER_VARIABLE.encode())
     if process:
         return handler_mark(process.decode(errors="replace"))
-    return f"{task_id.decode(errors='replace')} {token.decode(errors='replace')}" if task_id and token else ""
+    return variables.get(b"TASKD_FENCE", b"").decode(errors="replace")
 
 
 def _is_in(pid: int, directory: str) -> bool:

@@ -139,7 +139,7 @@ async def test_a_task_in_full(service: FakeService) -> None:
     (attempt,) = answer["attempts"]
     assert attempt == {
         "number": 1, "worker": 8, "worker_name": "worker-a", "dispatched": NOW_S, "started": NOW_S, "ended": NOW_S,
-        "outcome": "exit_nonzero", "fence": "3.7.99.5.1", "exit_code": 2, "signal": None,
+        "outcome": "exit_nonzero", "fence": f"3.7.99.5.1.{task.replace('-', '')}", "exit_code": 2, "signal": None,
         "error": {"type": "ExitStatus", "message": "2"}, "reason": "", "stdout_tail": "café \ufffd", "stderr_tail": "",
         "stdout_bytes": 7, "stderr_bytes": 0, "memory_peak_bytes": 1 << 20, "cpu_s": 0.5,
     }  # fmt: skip

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskd.core.task import Outcome, Task, TaskState, decode_report
-from taskd.protocol.messages import AttemptKey, TaskRow
-from taskd.runner.base import fence, task_id_text
+from taskd.protocol.messages import TaskRow
+from taskd.runner.base import task_id_text
 from taskd.store.schema import open_reader
 from tests.integration.cluster import Daemon, UnixConnection
 
@@ -244,9 +244,8 @@ def read_store(path: Path) -> dict[str, Kept]:
         task = Task.from_row(TaskRow(*row))
         attempts = []
         for attempt in task.record.attempts:
-            key = AttemptKey(task.id, attempt.number, attempt.term, attempt.lsn)
             result = decode_report(attempt.report).result if attempt.report else b""
-            attempts.append((fence(key), attempt.outcome, result))
+            attempts.append((attempt.key(task.id).fence, attempt.outcome, result))
         task_id = task_id_text(task.id)
         kept[task_id] = Kept(task_id, task.spec.name, task.state, task.record.decided, tuple(attempts))
     return kept

@@ -17,7 +17,7 @@ import uvloop
 from taskd.core.effects import Begin
 from taskd.core.task import OUTPUT_TAIL_BYTES, Outcome, TaskSpec
 from taskd.runner import spawn
-from taskd.runner.base import PATH_DEFAULT, base_environment, fence, task_id_text
+from taskd.runner.base import PATH_DEFAULT, base_environment, task_id_text
 from tests.runner.stage import Stage, new_key, own_children
 
 
@@ -64,7 +64,7 @@ async def test_environment_is_small_and_names_the_attempt(tmp_path: Path, monkey
     assert taskd == {
         "TASKD_TASK_ID": task_id_text(key.task_id),
         "TASKD_ATTEMPT": "1",
-        "TASKD_FENCE": fence(key),
+        "TASKD_FENCE": key.fence,
         "TASKD_SOCKET": "/run/taskd/taskd.sock",
         "TASKD_TASK_DIR": directory,
         "TASKD_ERROR_FILE": f"{directory}/.taskd-error",
