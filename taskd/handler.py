@@ -58,8 +58,13 @@ enter = _running.set  # For handler processes: who can tell of the call that run
 
 
 def current() -> Current:
-    """The attempt on whose behalf this code runs. Raises LookupError outside of a task."""
-    return _running.get()()
+    """The attempt on whose behalf this code runs. Raises LookupError outside of a task, and in a thread that a handler
+    has started, unless by `contextvars.copy_context().run`."""
+    try:
+        ask = _running.get()
+    except LookupError:
+        raise LookupError("no task runs here; in a thread of your own call current() before it starts") from None
+    return ask()
 
 
 class TaskHandler:

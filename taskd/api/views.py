@@ -216,6 +216,8 @@ def result_of_row(row: TaskRow) -> TaskResult:
 
 def cause_of(result: TaskResult) -> str:
     """Why a task ended as it did, in a few words; empty where its state says it."""
+    if result.state == "failed" and result.reason:
+        return result.reason  # Why it is not tried again; what ended its last attempt was not the cause.
     if result.error is not None:
         return f"{result.error.type}: {result.error.message}".rstrip(": ")
     if result.signal and result.state == "failed":

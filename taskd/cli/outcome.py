@@ -36,6 +36,8 @@ def text_of(result: Json) -> str:
         return "had not begun by its deadline"
     if state == "cancelled":
         return "was cancelled" + (f": {reason}" if reason else "")
+    if reason:  # Why it is not tried again; what ended its last attempt was not the cause.
+        return clean(reason)
     if error and error.get("type"):
         message = clean(error.get("message") or "", "\n\t")
         return f"{clean(error['type'])}: {message}" if message else clean(error["type"])
@@ -43,7 +45,7 @@ def text_of(result: Json) -> str:
         return f"ended by signal {signal_text(result['signal'])}"
     if result["exit_code"]:
         return f"exit code {result['exit_code']}"
-    return str(reason) if reason else str(state).replace("_", " ")
+    return str(state).replace("_", " ")
 
 
 def sentence(result: Json) -> str:

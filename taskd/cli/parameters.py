@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -59,6 +60,15 @@ class Instant(_Text):
         return instant_s(text, time.time(), None)
 
 
+class Quantity(_Text):
+    """A number of something, 0 or more."""
+
+    name = "number"
+
+    def read(self, text: str) -> float:
+        return _quantity(text)
+
+
 class Pair(_Text):
     """key=value."""
 
@@ -75,10 +85,7 @@ class Amount(_Text):
 
     def read(self, text: str) -> tuple[str, float]:
         key, value = _split(text)
-        try:
-            return key, float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} in {text!r} is not a number") from None
+        return key, _quantity(value)
 
 
 class Variable(_Text):
@@ -143,6 +150,16 @@ class Backoff(_Text):
             else:
                 raise ValueError(f"{part!r} is none of initial, factor, max and jitter")
         return parts
+
+
+def _quantity(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{text!r} is not a number of 0 or more")
+    return number
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from taskd.cli.parameters import Amount, Backoff, Duration, Instant, Pair, SecretName, Size, Variable
+from taskd.cli.parameters import Amount, Backoff, Duration, Instant, Pair, Quantity, SecretName, Size, Variable
 from taskd.client.calls import BODY_BYTES_MAX
 from taskd.client.errors import ApiError
 from taskd.client.ids import new_id
@@ -26,16 +26,18 @@ _OPTIONS = (
     click.option("--name", help="What the task is called in lists."),
     click.option("--queue", metavar="NAME", help="The queue it is counted in."),
     click.option("--priority", type=int, metavar="N", help="Higher goes first."),
-    click.option("--cpus", type=float, metavar="N", help="CPUs to reserve."),
+    click.option("--cpus", type=Quantity(), metavar="N", help="CPUs to reserve."),
     click.option("--memory", type=Size(), metavar="SIZE", help="Memory to reserve, such as 2GiB."),
-    click.option("--gpus", type=float, metavar="N", help="GPUs to reserve."),
+    click.option("--gpus", type=Quantity(), metavar="N", help="GPUs to reserve."),
     click.option("--resource", multiple=True, type=Amount(), help="Another resource to reserve."),
     click.option(
         "--constraint", multiple=True, metavar="TEXT", help="What the worker's labels must be: os=debian, arch!=arm64."
     ),
     click.option("--delay", type=Duration(), metavar="TIME", help="Begin no sooner than this long from now."),
     click.option("--at", type=Instant(), metavar="WHEN", help='Begin no sooner: ISO 8601, or "tomorrow 09:00".'),
-    click.option("--deadline", type=Duration(), metavar="TIME", help="Give up if it has not begun within this time."),
+    click.option(
+        "--deadline", type=Duration(), metavar="TIME", help="Give up if it has not begun in this time; 0: never."
+    ),
     click.option("--timeout", type=Duration(), metavar="TIME", help="End an attempt that runs longer than this."),
     click.option("--retries", type=click.IntRange(0, 10_000), metavar="N", help="How often to try again if it fails."),
     click.option(

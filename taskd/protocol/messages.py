@@ -60,6 +60,12 @@ class AttemptKey(Part, frozen=True):
     lsn: Unsigned
 
     @property
+    def task_text(self) -> str:
+        """The task's id as people write it: a UUID."""
+        digits = self.task_id.hex()
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+    @property
     def fence(self) -> str:
         """The fencing token as text, epoch.node.boot.lsn.number.task: no two attempts ever have the same. Without the
         task those that were placed in one commit would share it."""

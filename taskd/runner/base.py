@@ -84,7 +84,7 @@ class Place(Struct, frozen=True):
         """The variables by which an attempt knows itself, and by which its processes are known. `directory` is its
         private one."""
         return {
-            "TASKD_TASK_ID": task_id_text(key.task_id),
+            "TASKD_TASK_ID": key.task_text,
             "TASKD_ATTEMPT": str(key.number),
             "TASKD_FENCE": key.fence,
             "TASKD_SOCKET": self.socket,
@@ -104,12 +104,6 @@ def base_environment(inherited: Sequence[str] = INHERITED) -> dict[str, str]:
     }
     kept.setdefault("PATH", PATH_DEFAULT)
     return kept
-
-
-def task_id_text(task_id: bytes) -> str:
-    """A task's id as people write it: a UUID."""
-    digits = task_id.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def ended(

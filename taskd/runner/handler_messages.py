@@ -54,9 +54,7 @@ class Call(Struct, array_like=True, frozen=True, gc=False):
 
     def current(self) -> Current:
         """What the handler may know of it."""
-        from taskd.runner.base import task_id_text  # noqa: PLC0415  # with asyncio, which few processes need
-
-        return Current(task_id_text(self.key.task_id), self.key.number, self.key.fence)
+        return Current(self.key.task_text, self.key.number, self.key.fence)
 
 
 class Done(Struct, array_like=True, frozen=True, gc=False):

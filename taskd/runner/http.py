@@ -27,7 +27,7 @@ from yarl import URL
 from taskd.core.effects import Begin
 from taskd.core.task import RESULT_BYTES_MAX, ErrorInfo, HttpCall, Outcome, Report, TaskSpec
 from taskd.protocol.messages import AttemptKey
-from taskd.runner.base import OnProgress, Progress, ended, error_info, task_id_text
+from taskd.runner.base import OnProgress, Progress, ended, error_info
 from taskd.version import VERSION
 
 CONNECT_S_MAX = 30.0
@@ -181,7 +181,7 @@ def _headers(key: AttemptKey, call: HttpCall, secrets: dict[str, str]) -> CIMult
             headers[name] = _REFERENCE.sub(lambda found: secrets.get(found[1], found[0]), text)
     headers.setdefault("Content-Type", "application/json")
     headers.setdefault("Accept", "application/json, */*;q=0.5")
-    headers["X-Taskd-Task-Id"] = task_id_text(key.task_id)
+    headers["X-Taskd-Task-Id"] = key.task_text
     headers["X-Taskd-Attempt"] = str(key.number)
     headers["X-Taskd-Fence"] = key.fence
     return headers

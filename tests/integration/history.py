@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskd.api.ids import id_text
 from taskd.core.task import Outcome, Task, TaskState, decode_report
 from taskd.protocol.messages import TaskRow
-from taskd.runner.base import task_id_text
 from taskd.store.schema import open_reader
 from tests.integration.cluster import Daemon, UnixConnection
 
@@ -246,6 +246,6 @@ def read_store(path: Path) -> dict[str, Kept]:
         for attempt in task.record.attempts:
             result = decode_report(attempt.report).result if attempt.report else b""
             attempts.append((attempt.key(task.id).fence, attempt.outcome, result))
-        task_id = task_id_text(task.id)
+        task_id = id_text(task.id)
         kept[task_id] = Kept(task_id, task.spec.name, task.state, task.record.decided, tuple(attempts))
     return kept

@@ -17,7 +17,7 @@ import uvloop
 from taskd.core.effects import Begin
 from taskd.core.task import OUTPUT_TAIL_BYTES, Outcome, TaskSpec
 from taskd.runner import spawn
-from taskd.runner.base import PATH_DEFAULT, base_environment, task_id_text
+from taskd.runner.base import PATH_DEFAULT, base_environment
 from tests.runner.stage import Stage, new_key, own_children
 
 
@@ -62,7 +62,7 @@ async def test_environment_is_small_and_names_the_attempt(tmp_path: Path, monkey
     directory = found["TASKD_TASK_DIR"]
     taskd = {name: value for name, value in found.items() if name.startswith("TASKD_")}
     assert taskd == {
-        "TASKD_TASK_ID": task_id_text(key.task_id),
+        "TASKD_TASK_ID": key.task_text,
         "TASKD_ATTEMPT": "1",
         "TASKD_FENCE": key.fence,
         "TASKD_SOCKET": "/run/taskd/taskd.sock",

@@ -19,7 +19,7 @@ import pytest_asyncio
 from taskd.core.effects import Begin
 from taskd.core.task import OUTPUT_TAIL_BYTES, RESULT_BYTES_MAX, Outcome, TaskSpec
 from taskd.protocol.messages import AttemptKey
-from taskd.runner.base import ERROR_TEXT_CHARS_MAX, Place, task_id_text
+from taskd.runner.base import ERROR_TEXT_CHARS_MAX, Place
 from taskd.runner.handlers import HandlerPool
 from taskd.runner.reaper import Reaper
 from tests.runner.stage import Audience, End, is_there, new_key, own_children, until
@@ -133,7 +133,7 @@ async def test_times_are_those_of_the_call(pool: Pool) -> None:
 
 async def test_a_handler_knows_its_attempt(pool: Pool) -> None:
     key = pool.start("who")
-    assert await pool.value(key) == {"task": task_id_text(key.task_id), "attempt": 1, "fence": key.fence}
+    assert await pool.value(key) == {"task": key.task_text, "attempt": 1, "fence": key.fence}
 
 
 async def test_many_calls_all_end_and_each_process_makes_them_in_order(pool: Pool) -> None:

@@ -14,7 +14,7 @@ import uvloop
 
 from taskd.core.effects import Begin
 from taskd.core.task import OUTPUT_TAIL_BYTES, RESULT_BYTES_MAX, Outcome, TaskSpec
-from taskd.runner.base import ERROR_TEXT_CHARS_MAX, task_id_text
+from taskd.runner.base import ERROR_TEXT_CHARS_MAX
 from tests.runner.handler_stage import HandlerStage, result_of
 from tests.runner.stage import new_key, own_children
 
@@ -189,7 +189,7 @@ async def test_a_process_is_alone_and_holds_nothing_of_the_daemons(
 async def test_a_call_knows_its_attempt(stage: HandlerStage, type: str) -> None:
     keys = stage.start_all(*(stage.begin(type) for _ in range(3)))
     for key in keys:
-        assert result_of(await stage.end_of(key)) == [task_id_text(key.task_id), 1, key.fence]
+        assert result_of(await stage.end_of(key)) == [key.task_text, 1, key.fence]
 
 
 async def test_a_call_has_its_own_variables_and_directory(stage: HandlerStage, tmp_path: Path) -> None:

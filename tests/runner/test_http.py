@@ -16,7 +16,6 @@ from aiohttp.test_utils import TestServer
 from taskd.core.effects import Begin
 from taskd.core.task import RESULT_BYTES_MAX, HttpCall, Outcome, TaskSpec
 from taskd.protocol.messages import AttemptKey
-from taskd.runner.base import task_id_text
 from taskd.runner.http import HttpKind
 from tests.runner.stage import Audience, End, new_key
 
@@ -147,7 +146,7 @@ async def test_params_go_out_and_the_result_comes_back(calls: Calls) -> None:
     assert 0 < end.told.started_s <= end.told.ended_s
     headers = calls.service.requests[0].headers
     assert headers["Content-Type"] == "application/json"
-    assert headers["X-Taskd-Task-Id"] == task_id_text(key.task_id)
+    assert headers["X-Taskd-Task-Id"] == key.task_text
     assert headers["X-Taskd-Attempt"] == "1"
     assert headers.getall("X-Taskd-Fence") == [key.fence]
     assert headers["X-Api-Key"] == "k"
