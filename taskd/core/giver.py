@@ -49,10 +49,13 @@ class Giver:
         self._streams.pop(receiver, None)
 
     def taken(self, receiver: int, message: PageTaken) -> None:
-        """A page is durable over there: send the next."""
+        """A page is durable over there: send the next. Said twice (of an earlier connection, too, where pages have the
+        same numbers), it counts once: of two readings under way the second would drop what the first has brought."""
         stream = self._streams.get(receiver)
-        if stream is not None and stream.term == message.term and stream.number == message.number:
-            self._go_on(stream)
+        if stream is None or not stream.is_sent or (stream.term, stream.number) != (message.term, message.number):
+            return
+        stream.is_sent = False
+        self._go_on(stream)
 
     def given(self, receiver: int) -> int:
         """How many tasks it was given so far; 0 where nothing is on its way to it."""
@@ -109,6 +112,7 @@ class Giver:
         until: bytes = b"",
     ) -> None:
         stream.number += 1
+        stream.is_sent = True
         stream.given += len(rows)
         nodes = tuple(self._nodes()) if is_last else ()
         seen: tuple[Dot, ...] = stream.ours_dots
@@ -123,6 +127,7 @@ class _Stream:
         "after",
         "given",
         "ids",
+        "is_sent",
         "must_sweep",
         "number",
         "ours",
@@ -142,6 +147,7 @@ class _Stream:
         self.ours_dots = ours.dots()
         self.must_sweep = must_sweep
         self.number = 0
+        self.is_sent = False  # the page of that number, and not yet taken
         self.given = 0  # tasks
         self.rows: list[TaskRow] = []  # read, not sent yet
         self.ids: list[bytes] | None = None  # to be read; None: look through the table
