@@ -28,11 +28,12 @@ STOP_ACKNOWLEDGED_S = 5.0
 class _Running:
     """An attempt that a runner has."""
 
-    __slots__ = ("is_stopped", "is_timed_out", "place", "spec", "started_s")
+    __slots__ = ("begun", "is_stopped", "is_timed_out", "place", "spec", "started_s")
 
-    def __init__(self, spec: TaskSpec, place: Place) -> None:
+    def __init__(self, spec: TaskSpec, place: Place, begun: float) -> None:
         self.spec = spec
         self.place = place
+        self.begun = begun  # monotonic; given to the runner
         self.started_s = 0.0
         self.is_timed_out = False
         self.is_stopped = False  # ended because this worker stops
@@ -232,8 +233,8 @@ class Worker:
             running.started_s = started.started_s
             self._unreported[started.key] = started.started_s
             if running.spec.timeout_s:
-                # Runners tell of a beginning a moment later; the moment counts.
-                ran_s = max(0.0, self.utc(now) - started.started_s)
+                # Runners tell of a beginning a moment later; the moment counts, and no step of the clock.
+                ran_s = min(max(0.0, self.utc(now) - started.started_s), now - running.begun)
                 self._limits.set(("timeout", started.key), now + running.spec.timeout_s - ran_s)
         for ended in event.ended:
             self._on_ended(ended)
@@ -357,7 +358,7 @@ class Worker:
         begins = self._room.take_fitting(len(self._running))
         if begins:
             for key, spec, place in begins:
-                self._running[key] = _Running(spec, place)
+                self._running[key] = _Running(spec, place, now)
             self._effects.append(Start([Begin(key, spec) for key, spec, _ in begins]))
         if self._ended or self._forgotten:
             self._effects.append(Journal(None, [], self._ended, self._forgotten))

@@ -333,8 +333,8 @@ def test_large_reports_go_in_several_messages() -> None:
 
 def test_a_time_limit_counts_from_the_beginning_and_not_from_the_word_of_it(bench: Bench) -> None:
     (key,) = bench.keys()
-    bench.run(key, timeout_s=10.0, grace_s=3.0)
-    bench.worker.on_progressed(ev.Progressed([msg.AttemptStarted(key, NOW - 2.0)], []), NOW)
+    bench.run(key, timeout_s=7.5, grace_s=3.0)
+    bench.worker.on_progressed(ev.Progressed([msg.AttemptStarted(key, NOW + 0.5)], []), NOW + 2.0)
     assert bench.worker.next_deadline() == NOW + 8.0
     bench.worker.tick(NOW + 8.0)
     assert of(fx.Terminate, bench.settle()) == [fx.Terminate(key)]
@@ -454,3 +454,15 @@ def test_a_stop_waits_for_a_leader_only_so_long(bench: Bench) -> None:
 def test_counts_for_those_who_look(bench: Bench) -> None:
     bench.run(*bench.keys(5))
     assert (bench.worker.running_count, bench.worker.waiting_count, bench.worker.unacknowledged_count) == (2, 3, 0)
+
+
+def test_a_clock_that_was_set_back_ends_nothing() -> None:
+    bench = Bench()
+    (key,) = bench.keys()
+    bench.run(key, timeout_s=600.0)
+    bench.worker.utc = lambda now: now + 3600
+    bench.progress(started=[key], now=NOW)
+    bench.worker.tick(NOW + 599)
+    assert fx.Terminate(key) not in bench.settle(NOW + 599)
+    bench.worker.tick(NOW + 601)
+    assert fx.Terminate(key) in bench.settle(NOW + 601)
