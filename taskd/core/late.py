@@ -17,23 +17,28 @@ from taskd.core.outbox import Continue, Outbox
 from taskd.core.reads import Reads
 from taskd.core.stats import Stats
 from taskd.core.task import Outcome, Task, TaskState
-from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot
+from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, TaskRow
 
 CallOff = Callable[[int, Task, AttemptKey], None]
 Acknowledge = Callable[[int, list[AttemptKey]], None]
 IsComplete = Callable[[float], bool]  # at a monotonic time
 TakeAgain = Callable[[int, list[AttemptEnded], float], None]
+IsOld = Callable[[TaskRow, float], bool]  # at a monotonic time
 
 
 class LateResults:
     """The leader's dealing with them."""
 
-    def __init__(self, ledger: Ledger, outbox: Outbox, reads: Reads, stats: Stats, take_again: TakeAgain) -> None:
+    def __init__(
+        self, ledger: Ledger, outbox: Outbox, reads: Reads, stats: Stats, take_again: TakeAgain, is_old: IsOld
+    ) -> None:
+        """`is_old`: whether a finished task may be purged at any moment."""
         self._ledger = ledger
         self._outbox = outbox
         self._reads = reads
         self._stats = stats
         self._take_again = take_again
+        self._is_old = is_old
         self._is_over = False
 
     def close(self) -> None:
@@ -102,7 +107,8 @@ class LateResults:
                 is_known_still = self._outbox.seen.covers(Dot(ended.key.term, ended.key.lsn)) or is_complete(now)
                 if not (is_known and is_known_still) or self._outbox.is_outdated(task_id, row):
                     continue  # We cannot judge it; or it changes right now, and the worker sends the result again.
-                if row is not None:  # Otherwise it was purged, and nothing is left to write down.
+                # Otherwise it was purged, or is about to be, and nothing is left to write down.
+                if row is not None and not self._is_old(row, now):
                     task = ended_tasks.setdefault(task_id, Task.from_row(row))
                     self._ledger.note_late(task, ended, sender)
                 done.append(ended.key)

@@ -63,7 +63,7 @@ class Leader:
         self._write_worker = nodes.write_worker
         self.adoption = Adoption(self.ledger, self.roster, outbox, utc)
         self._shelf = Shelf(self.ledger, outbox, reads, utc, self._changed)
-        self._late = LateResults(self.ledger, outbox, reads, stats, self._take_again)
+        self._late = LateResults(self.ledger, outbox, reads, stats, self._take_again, self._is_old)
         self._dispatch = Dispatch(term, self.ledger, self.roster, outbox)
         self._grace: Deadlines[int] = Deadlines()  # by worker: its open attempts are lost then
         self._timers: Deadlines[str] = Deadlines()
@@ -162,7 +162,7 @@ class Leader:
             if task.key not in here:
                 worker.release(task)
                 self.ledger.lose(task, "its worker no longer has it", "worker_restarted", self.utc(now))
-        self._sort_out(worker, message.held, now)
+        self._sort_out(worker, (*message.held, *message.unacknowledged), now)
         unsure = [key.task_id for key in worker.foreign]
         if unsure and self.ledger.has_cold:
             self._await(sender, now)
@@ -318,9 +318,12 @@ class Leader:
     # -- What other leaders have decided -------------------------------------------------------------------------------
 
     def merged(self, now: float) -> None:
-        """Another scheduler has given us everything that we lacked: judge what workers run for it."""
+        """Another scheduler has given us everything that we lacked: judge what workers run for it, and wait for those
+        that are not here as after a restart."""
         for worker in self.roster:
             self._sort_out(worker, tuple(worker.foreign), now)
+            if worker.assigned and not worker.is_here and self._grace.get(worker.node_id) is None:
+                self._grace.set(worker.node_id, now + self.settings.restart_grace_s)
         self._unplaced = True
 
     # -- Placing -------------------------------------------------------------------------------------------------------
@@ -371,6 +374,11 @@ class Leader:
     @property
     def _purge_wait_s(self) -> float:
         return min(PURGE_S, max(PURGE_MIN_S, self.settings.finished_age_max_s / 10))
+
+    def _is_old(self, row: msg.TaskRow, now: float) -> bool:
+        """Whether a finished task may be removed at any moment, and nothing is to be written about it any more."""
+        age_max_s = self.settings.finished_age_max_s
+        return bool(age_max_s) and row.finished_s <= self.utc(now) - age_max_s
 
     def _purge(self, now: float) -> None:
         """Have finished tasks removed that are old enough."""

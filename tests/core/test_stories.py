@@ -448,6 +448,27 @@ def test_however_a_lost_attempt_ends_later_it_takes_no_retry(world: World, late:
     assert world.state(task) is TaskState.RETRYING
 
 
+def test_nothing_is_written_about_a_task_that_may_be_purged_at_any_moment(world: World) -> None:
+    world.cluster(2, offer=offer(1), settings=SchedulerSettings(finished_age_max_s=100.0))
+    (task,) = world.submit()
+    world.cut(1, 11)
+    world.run(6)
+    assert world.where(task) == [11, 12]
+    world.end(task)  # At 11, which nobody hears of.
+    world.end(task)
+    row = world.hosts[1].rows[task]
+    world.holds_reads = True  # The purge is slow.
+    world.run(100.0)
+    world.connect(1, 11)
+    world.settle()
+    assert isinstance(world.held_reads[-1][1], fx.ReadRows)
+    world.held_reads = world.held_reads[-1:]
+    world.read()
+    world.settle()
+    assert not world.hosts[11].node.worker.unacknowledged_count
+    assert world.hosts[1].rows[task] is row
+
+
 def test_when_a_lost_attempt_began_stays_known(world: World) -> None:
     world.cluster()
     (task,) = world.submit()

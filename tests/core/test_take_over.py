@@ -508,3 +508,40 @@ def test_what_is_being_handed_out_is_not_lost_when_histories_meet(world: World) 
     assert leaders(world) == [2]
     assert states(world, 2, [task]) == [TaskState.RUNNING]
     assert world.where(task) == [11, 12]
+
+
+@pytest.mark.parametrize("on_lost", ["retry", "fail"])
+def test_a_success_that_waits_at_its_worker_counts_when_its_task_comes(world: World, on_lost: str) -> None:
+    cluster(world)
+    world.crash(1)
+    world.run(5)
+    (task,) = submit(world, 2, on_lost=on_lost)
+    assert world.where(task) == [11]
+    world.crash(2)
+    world.run(1)
+    world.end(task)
+    world.restart(1)
+    world.run(3)
+    assert leaders(world) == [1]
+    assert world.hosts[11].node.worker.unacknowledged_count == 1
+    world.restart(2)
+    world.run(30)
+    assert world.where(task) == [11]
+    assert states(world, 1, [task]) == [TaskState.SUCCEEDED]
+
+
+def test_an_attempt_that_another_scheduler_brings_is_lost_where_its_worker_never_comes(world: World) -> None:
+    cluster(world)
+    world.crash(1)
+    world.run(1)
+    (task,) = submit(world, 2)
+    assert world.where(task) == [11]
+    world.crash(2)
+    world.crash(11)
+    world.restart(1)
+    world.run(15)
+    world.restart(2)
+    world.run(15)
+    assert leaders(world) == [1]
+    assert states(world, 1, [task]) == [TaskState.QUEUED]
+    assert [attempt.outcome for attempt in world.record(task).attempts] == [Outcome.LOST]
