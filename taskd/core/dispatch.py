@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from taskd.core.effects import Send
 from taskd.core.ledger import Ledger
 from taskd.core.outbox import Outbox
@@ -30,8 +32,14 @@ class Dispatch:
             self._place(settings, now_s)
         if not len(ledger.queue):
             # With nothing queued, work that waits at one worker while another could begin it is taken back.
-            for worker, tasks in misplaced(self._roster):
+            for worker, tasks in misplaced(self._roster, now_s):
                 self.recall(worker, tasks)
+
+    def recall_stuck(self, now_s: float) -> None:
+        """Take back what has waited at a worker for long while another one could begin it, whatever else is queued:
+        nothing of that can have been for the other one."""
+        for worker, tasks in misplaced(self._roster, now_s, inf):
+            self.recall(worker, tasks)
 
     def _place(self, settings: SchedulerSettings, now_s: float) -> None:
         runs: dict[int, list[Assignment]] = {}

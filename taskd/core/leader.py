@@ -20,6 +20,7 @@ from taskd.core.late import LateResults
 from taskd.core.ledger import Ledger
 from taskd.core.nodes import KnownNodes
 from taskd.core.outbox import Outbox
+from taskd.core.placement import RECALL_WAITED_S
 from taskd.core.reads import Reads
 from taskd.core.roster import Roster, Worker
 from taskd.core.settings import SchedulerSettings
@@ -94,6 +95,7 @@ class Leader:
             if "worker" in node.roles:
                 self._await(node_id, now)
         self._timers.set("purge", now + self._purge_wait_s)
+        self._timers.set("stuck", now + RECALL_WAITED_S)
         self._unplaced = True
 
     def close(self) -> None:
@@ -364,6 +366,10 @@ class Leader:
             if timer == "await":
                 self._awaited.clear()
                 self._unplaced = True
+            elif timer == "stuck":
+                self._timers.set("stuck", now + RECALL_WAITED_S)
+                if not self.is_stopping:
+                    self._dispatch.recall_stuck(self.utc(now))
             else:
                 self._purge(now)
         for node_id in self._grace.pop_due(now):

@@ -16,6 +16,8 @@ from taskd.core.roster import Roster, Worker, load_max
 from taskd.core.task import ASSIGNED, Task
 
 RECALL_TASK_S_MIN = 0.02  # Shorter tasks are done sooner where they are than they could be fetched back.
+# Unless they wait for so long already: behind one that takes far longer than others of its shape.
+RECALL_WAITED_S = 1.0
 
 Options = list[tuple[float, int, Worker]]  # A heap of workers by the load that they would have with one task more.
 
@@ -105,8 +107,11 @@ def _least_loaded(options: Options, shape: Shape, limit: float) -> Worker | None
     return None
 
 
-def misplaced(workers: Iterable[Worker]) -> Iterator[tuple[Worker, list[Task]]]:
-    """Work that waits at one worker while another could begin it at once."""
+def misplaced(
+    workers: Iterable[Worker], now_s: float, task_s_min: float = RECALL_TASK_S_MIN
+) -> Iterator[tuple[Worker, list[Task]]]:
+    """Work that waits at one worker while another could begin it at once: of shapes that take `task_s_min` or more on
+    average, and what has waited for long."""
     idle: list[Worker] = []
     idle_slots = 0
     crowded: list[tuple[Worker, int]] = []
@@ -122,18 +127,17 @@ def misplaced(workers: Iterable[Worker]) -> Iterator[tuple[Worker, list[Task]]]:
         if not idle_slots:
             return
         last = list(worker.assigned.values())[-excess:]
-        tasks = [task for task in last if _is_sooner_elsewhere(task, idle)][-idle_slots:]
+        waiting = [task for task in last if task.state is ASSIGNED and not task.is_recalled]
+        tasks = [task for task in waiting if _is_sooner_elsewhere(task, idle, now_s, task_s_min)][-idle_slots:]
         idle_slots -= len(tasks)
         if tasks:
             yield worker, tasks
 
 
-def _is_sooner_elsewhere(task: Task, idle: list[Worker]) -> bool:
+def _is_sooner_elsewhere(task: Task, idle: list[Worker], now_s: float, task_s_min: float) -> bool:
     shape = task.shape
     assert shape is not None
-    return (
-        task.state is ASSIGNED
-        and not task.is_recalled
-        and (shape.mean_s or 0.0) >= RECALL_TASK_S_MIN
-        and any(worker.could_run(shape) and worker.load_with(shape) <= 1 for worker in idle)
+    waited_s = now_s - task.record.attempts[-1].dispatched_s
+    return ((shape.mean_s or 0.0) >= task_s_min or waited_s >= RECALL_WAITED_S) and any(
+        worker.could_run(shape) and worker.load_with(shape) <= 1 for worker in idle
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskd.core.constraints import matches
-from taskd.core.placement import RECALL_TASK_S_MIN, misplaced, place
+from taskd.core.placement import RECALL_TASK_S_MIN, RECALL_WAITED_S, misplaced, place
 from taskd.core.queue import ReadyQueue, Shape, rank_of
 from taskd.core.roster import ASSIGNED_MAX, PREFETCH_TASK_S_MAX, Roster, Worker
-from taskd.core.task import Record, Task, TaskSpec, TaskState
-from taskd.protocol.messages import HandlerInfo, NodeInfo, NodeRow, Offer
+from taskd.core.task import Attempt, Record, Task, TaskSpec, TaskState
+from taskd.protocol.messages import HandlerInfo, NodeInfo, NodeRow, Offer, Term
 
 
 class Floor:
@@ -56,6 +58,7 @@ class Floor:
 
 
 # Few kinds of everything, so that tasks and workers meet.
+NOW_S = 1e9
 OFFERS = st.builds(
     Offer,
     slots=st.integers(0, 3),
@@ -278,17 +281,21 @@ def test_waiting_work_goes_to_idle_slots_and_no_more_than_there_are() -> None:
     shape.mean_s = RECALL_TASK_S_MIN
     tasks = [floor.push() for _ in range(5)]
     assert len(floor.place(prefetch_s=1.0, prefetch_max=10)) == 5
+    for task in tasks:
+        task.record.attempts.append(Attempt(1, Term(1, 1, 1), 1, 1, NOW_S))
     tasks[0].state = TaskState.RUNNING
-    assert list(misplaced(floor.roster)) == []
+    assert list(misplaced(floor.roster, NOW_S)) == []
     floor.arrive(2, Offer(2, {"cpus": 2000}, {}, ("command",)))
-    assert list(misplaced(floor.roster)) == [(crowded, tasks[-2:])]
+    assert list(misplaced(floor.roster, NOW_S)) == [(crowded, tasks[-2:])]
     tasks[-1].is_recalled = True
-    assert list(misplaced(floor.roster)) == [(crowded, tasks[2:4])]
+    assert list(misplaced(floor.roster, NOW_S)) == [(crowded, tasks[2:4])]
+    assert list(misplaced(floor.roster, NOW_S, inf)) == []
     shape.mean_s = RECALL_TASK_S_MIN / 2
-    assert list(misplaced(floor.roster)) == []
+    assert list(misplaced(floor.roster, NOW_S)) == []
+    assert list(misplaced(floor.roster, NOW_S + RECALL_WAITED_S)) == [(crowded, tasks[2:4])], "behind a long one"
     shape.mean_s = 1.0
     floor.roster.known(2).drain("upkeep")
-    assert list(misplaced(floor.roster)) == []
+    assert list(misplaced(floor.roster, NOW_S)) == []
 
 
 def test_what_is_known_of_a_worker_survives_a_restart() -> None:

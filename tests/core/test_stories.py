@@ -448,6 +448,26 @@ def test_however_a_lost_attempt_ends_later_it_takes_no_retry(world: World, late:
     assert world.state(task) is TaskState.RETRYING
 
 
+@pytest.mark.parametrize("impossible", [False, True])
+@pytest.mark.parametrize("took_s", [0.005, 0.3])
+def test_what_waits_behind_a_long_task_goes_to_an_idle_worker(world: World, took_s: float, impossible: bool) -> None:
+    world.cluster(2, offer=offer(1))
+    for _ in range(10):
+        (quick,) = world.submit()
+        world.run(took_s)
+        world.end(quick, took_s=took_s)
+    if impossible:
+        world.submit(resources={"gpus": 1000})
+    ids = world.submit(4)
+    (long,) = (task for task in ids if world.where(task) == [11])
+    for _ in range(2):
+        while running := world.hosts[12].running:
+            world.run(took_s)
+            world.end(next(iter(running)).task_id, took_s=took_s)
+        world.run(5)
+    assert {task for task in ids if world.state(task) is not TaskState.SUCCEEDED} == {long}
+
+
 def test_nothing_is_written_about_a_task_that_may_be_purged_at_any_moment(world: World) -> None:
     world.cluster(2, offer=offer(1), settings=SchedulerSettings(finished_age_max_s=100.0))
     (task,) = world.submit()

@@ -353,13 +353,13 @@ class World:
             ended = msg.AttemptEnded(begin.key, outcome, self.utc, self.utc, b"")
             self.post(node_id, ev.Progressed([], [ended]))
 
-    def end(self, task_id: bytes, outcome: Outcome = Outcome.OK) -> None:
+    def end(self, task_id: bytes, outcome: Outcome = Outcome.OK, took_s: float = 0.0) -> None:
         """The process of a running task ends."""
         for node_id, host in self.hosts.items():
             for key in list(host.running):
                 if key.task_id == task_id:
                     del host.running[key]
-                    ended = msg.AttemptEnded(key, outcome, self.now + self.utc_offset_s, self.utc, b"")
+                    ended = msg.AttemptEnded(key, outcome, self.utc - took_s, self.utc, b"")
                     self.post(node_id, ev.Progressed([], [ended]))
                     self.settle()
                     return
