@@ -63,7 +63,7 @@ class Ledger(Holdings):
         self.counts.add(state, spec.queue)
         self._index(task)
         self._outbox.insert(task)
-        self._stats.submitted[spec.type, spec.queue] += 1
+        self._stats.count_submitted(spec.type, spec.queue)
         return True
 
     def cancel(self, task: Task, now_s: float) -> None:
@@ -228,7 +228,7 @@ class Ledger(Holdings):
         attempts = task.record.attempts
         outcome = attempts[-1].outcome if attempts else None
         spec = task.spec
-        self._stats.finished[spec.type, spec.queue, _PREEMPTED if outcome is None else outcome] += 1
+        self._stats.count_finished(spec.type, spec.queue, _PREEMPTED if outcome is None else outcome)
         self._outbox.update(task)
 
     def _on_due(self, kind: Due, task_id: bytes, now_s: float) -> None:
