@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskd.core.backlog import due_of, entry_of
 from taskd.core.queue import GARBAGE_MIN, SHAPES_KEPT, ReadyQueue, Shape, rank_of
 from taskd.core.task import Record, Task, TaskSpec, TaskState
 
@@ -114,3 +115,14 @@ def test_the_mean_duration_follows_at_once_and_then_slowly() -> None:
     assert shape.mean_s == 10.0
     shape.ran(0.0)
     assert shape.mean_s == 9.0
+
+
+def test_a_page_goes_over_priorities_and_queues_in_their_order() -> None:
+    queue = ReadyQueue(window=20)
+    places = [(priority, f"queue{number}") for priority in (1, 3, 2) for number in range(3)]
+    for place, (priority, name) in enumerate(places):
+        entries = b"".join(entry_of(1e9 + place + 10 * age, bytes([place, age]) * 8) for age in range(2))
+        queue.load(TaskSpec("command", queue=name, priority=priority, submitted_s=1e9), entries)
+    ((shape, page),) = queue.next_pages(1024)
+    assert [due_of(entry)[0] - 1e9 for entry in page] == [3, 4, 5, 13, 14, 15, 6, 7, 8, 16]
+    assert len(shape) == 18
