@@ -9,6 +9,7 @@ from math import isfinite
 
 import msgspec
 
+from taskd.core.constraints import parse
 from taskd.core.task import PRIORITY_MAX, Record, TaskSpec, TaskState, decode_record, decode_spec
 from taskd.protocol.messages import NodeRow, TaskRow
 
@@ -33,6 +34,11 @@ def _problem(row: TaskRow) -> str:
         spec, record = decode_spec(row.spec), decode_record(row.record)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"it cannot be read: {error}"
+    try:
+        for text in spec.constraints:
+            parse(text)
+    except ValueError as error:
+        return f"a constraint of it cannot be read: {error}"
     if row.state not in _STATES:
         return f"there is no state {row.state}"
     if (row.queue, row.type, row.priority) != (spec.queue, spec.type, spec.priority):

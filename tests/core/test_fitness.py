@@ -47,6 +47,7 @@ BAD: dict[str, tuple[Callable[[TaskRow], TaskRow], str]] = {
     "a state that there is not": (lambda row: structs.replace(row, state=99), "no state 99"),
     "another queue": (lambda row: structs.replace(row, queue="other"), "columns"),
     "another type": (lambda row: structs.replace(row, type="http"), "columns"),
+    "a constraint that is none": (lambda row: with_spec(row, constraints=("gpu", "a ~= b")), "constraint"),
     "another priority": (lambda row: structs.replace(row, priority=1), "columns"),
     "a priority beyond a database": (
         lambda row: with_spec(structs.replace(row, priority=1 << 63), priority=1 << 63), "priority",
