@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from taskd.core import effects as fx
 from taskd.core.roster import NOTHING_OFFERED
-from taskd.core.task import Outcome, TaskState
+from taskd.core.task import RAN_TWICE, Outcome, TaskState
 from taskd.errors import TaskdError
 from taskd.protocol import messages as msg
 from taskd.protocol.messages import AttemptKey, Dot, TaskRow, Term
@@ -247,8 +247,9 @@ class Referee:
             if is_early and row.id not in self.let_in and (old is None or old.state == TaskState.SCHEDULED):
                 raise Violation("10", f"{host.name} has {row.id.hex()[-4:]} begin before its time")
             # What another leader handed out is learned of while ours is on its way to the disk: both ran, then.
+            # So had one that was given up for that reason, whenever its end is heard of.
             lost = [it for it in record.attempts if it.outcome is Outcome.LOST and it.started_s]
-            losses = [it for it in lost if token_of(it) in known]
+            losses = [it for it in lost if token_of(it) in known and it.reason != RAN_TWICE]
             if spec.on_lost == "fail" and losses:
                 raise Violation("3", f"{host.name} has {row.id.hex()[-4:]} run again, and on_lost is fail")
             self.minted[key] = attempt.worker
