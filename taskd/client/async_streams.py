@@ -31,12 +31,17 @@ class AsyncResultStream:
         return not self._reader.open
 
     async def read(self) -> list[Result]:
-        """The results that come next, perhaps none yet. Raises ApiError, NoDaemon."""
+        """The results that come next, perhaps none yet. Raises TimeoutError, ApiError, NoDaemon."""
         if self._stream is None:
-            self._stream = await self._transport.open(self._reader.next_call(self._deadline.left_s()))
+            self._stream = await self._transport.open(self._reader.next_call(self._deadline))
         try:
-            data = await self._stream.read()
+            async with asyncio.timeout(self._reader.silence_s(self._deadline)):
+                data = await self._stream.read()
             results = self._reader.feed(data)
+        except TimeoutError:
+            self.close()
+            self._deadline.left_s()  # Raises.
+            return []
         except (ConnectionLost, ApiError) as error:
             self.close()
             await self._pause_after(error)
@@ -91,12 +96,10 @@ class AsyncResultFlow:
         try:
             self._fill()
             while not self._window.is_done:
-                timeout_s = self._deadline.left_s()
-                if self._refused:
-                    timeout_s = FULL_DELAY_S if timeout_s is None else min(timeout_s, FULL_DELAY_S)
+                timeout_s = FULL_DELAY_S if self._refused else None  # The reads themselves keep the deadline.
                 if self._reads:
                     done, _ = await asyncio.wait(self._reads, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-                    for read in done:
+                    for read in sorted(done, key=lambda read: read.exception() is not None):  # What came wins.
                         for result in self._window.on_results(await self._take(read)):
                             yield result
                 self._retry_refused()

@@ -16,6 +16,8 @@ ERROR_BYTES_MAX = 1 << 20  # Of the body of a refusal.
 DELAY_FIRST_S = 0.05
 DELAY_MAX_S = 1.0
 FULL_DELAY_S = 0.2  # Between two attempts to submit to a daemon that is full.
+ANSWER_S = 1.0  # For what a daemon answers at once, where the caller's own time is up: a poll has no time of its own.
+RECEIVED_S = 0.001  # Enough to read what has come already.
 
 # Refusals that pass by themselves: leadership changes hands, a relay broke off.
 _PASSING = frozenset({"no_leader", "unavailable"})
@@ -39,14 +41,20 @@ class Deadline:
     def __init__(self, timeout_s: float | None) -> None:
         self._end_s = None if timeout_s is None else time.monotonic() + timeout_s
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left."""
+        return self._end_s is not None and self._end_s <= time.monotonic()
+
     def left_s(self) -> float | None:
         """How much is left. Raises TimeoutError where nothing is."""
-        if self._end_s is None:
-            return None
-        left_s = self._end_s - time.monotonic()
-        if left_s <= 0:
+        if self.is_over:
             raise TimeoutError("the tasks have not ended in time")
-        return left_s
+        return self.silence_s(0.0)
+
+    def silence_s(self, least_s: float) -> float | None:
+        """For how long to wait for the daemon's next word: what is left, but at least `least_s`."""
+        return None if self._end_s is None else max(self._end_s - time.monotonic(), least_s)
 
 
 class Patience:

@@ -38,7 +38,7 @@ class Handle:
         """What the task returned, once it has ended; None for a command.
 
         Raises TaskFailed, TaskCancelled, TaskTimedOut or TaskExpired where it did not succeed, and TimeoutError where
-        it has not ended within `timeout` seconds.
+        it has not ended within `timeout` seconds; with 0 the daemon is asked just once.
         """
         return self.outcome(timeout).value()
 

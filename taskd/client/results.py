@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from taskd.client import calls
-from taskd.client.call import Call, error_from
+from taskd.client.call import ANSWER_S, RECEIVED_S, Call, Deadline, error_from
 from taskd.client.lines import LineSplitter
 from taskd.client.submission import Chunk
 from taskd.client.views import Result, decode_result
@@ -27,14 +27,26 @@ class ResultReader:
         self._submission = chunk.body  # what is still to be submitted
         self._lines = LineSplitter()
         self.is_fruitful = False  # whether a result has come since the last call
+        self._has_asked = False
+        self._is_timed = False  # whether the daemon ends its answer at the deadline by itself
 
-    def next_call(self, timeout_s: float | None = None) -> Call:
-        """What to ask the daemon: first to take the tasks, then to tell of those that have not ended."""
+    def next_call(self, deadline: Deadline) -> Call:
+        """What to ask the daemon: first to take the tasks, then to tell of those that have not ended. Raises
+        TimeoutError where the time is up, but not before it was asked once: tasks may have ended already."""
+        is_poll = self._submission is None and not self._has_asked
+        left_s = deadline.silence_s(0.0) if is_poll else deadline.left_s()
         self._lines = LineSplitter()
         self.is_fruitful = False
+        self._has_asked = True
+        self._is_timed = self._submission is None
         if self._submission is not None:
             return calls.submit(self._submission, is_stream=True)
-        return calls.wait(list(self.open), timeout_s)
+        return calls.wait(list(self.open), left_s)
+
+    def silence_s(self, deadline: Deadline) -> float | None:
+        """For how long to wait for more of the answer. What has come is read however late it is; so is what the daemon
+        says last where it keeps the time itself."""
+        return deadline.silence_s(ANSWER_S if self._is_timed else RECEIVED_S)
 
     def feed(self, data: bytes) -> list[Result]:
         """The results in these bytes; none is told twice. Raises ApiError where the daemon gives up in between."""

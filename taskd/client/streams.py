@@ -40,6 +40,11 @@ class ResultStream:
         """Whether `read` will not block."""
         return self._stream is not None and self._stream.has_data
 
+    @property
+    def silence_s(self) -> float | None:
+        """For how long to wait for more."""
+        return self._reader.silence_s(self._deadline)
+
     def fileno(self) -> int:
         """For poll."""
         assert self._stream is not None
@@ -48,15 +53,18 @@ class ResultStream:
     def open(self) -> None:
         """Ask the daemon. Raises ApiError, NoDaemon, TimeoutError."""
         if self._stream is None:
-            self._stream = self._transport.open(self._reader.next_call(self._deadline.left_s()))
+            self._stream = self._transport.open(self._reader.next_call(self._deadline))
 
     def read(self) -> list[Result]:
         """The results that come next, perhaps none yet. Raises TimeoutError, ApiError, NoDaemon."""
         self.open()
         assert self._stream is not None
         try:
-            data = self._stream.read(self._deadline.left_s())
+            data = self._stream.read(self.silence_s)
             results = self._reader.feed(data)
+        except TimeoutError:
+            self._deadline.left_s()  # Raises.
+            return []
         except (ConnectionLost, ApiError) as error:
             self._on_break(error)
             return []
@@ -175,8 +183,8 @@ class ResultFlow:
         by_number = {stream.fileno(): stream for stream in is_open}
         for number in by_number:
             poll.register(number, select.POLLIN)
-        left_s = self._deadline.left_s()
-        ready = poll.poll(None if left_s is None else left_s * 1000)
+        silence_s = max(stream.silence_s or 0.0 for stream in is_open)
+        ready = poll.poll(silence_s * 1000 or None)  # With a deadline no stream may be silent for 0 s, without one all.
         if not ready:
             raise TimeoutError("the tasks have not ended in time")
         stream = by_number[ready[0][0]]

@@ -56,6 +56,16 @@ async def test_waiting_has_an_end(client: AsyncClient, daemon: FakeDaemon) -> No
     assert (await (await handle.retry()).info()).state == "running"
 
 
+@pytest.mark.parametrize("timeout", [0, 1e-6, -1])
+async def test_a_poll_finds_what_has_ended(client: AsyncClient, timeout: float) -> None:
+    assert await (await client.submit("echo", value=1)).result(timeout=timeout) == 1
+    assert await (await client.submit("echo")).wait(timeout)
+    ended, held = await client.submit("echo"), await client.submit("hold")
+    assert await client.wait([held, ended], timeout) == ([ended], [held])
+    with pytest.raises(TimeoutError):
+        await held.result(timeout)
+
+
 async def test_map_keeps_the_order_and_bounds_what_is_outside(client: AsyncClient, daemon: FakeDaemon) -> None:
     taken = 0
 

@@ -120,6 +120,20 @@ def test_a_wait_has_an_end(client: Client, daemon: FakeDaemon) -> None:
     assert handle.result() == "late"
 
 
+@pytest.mark.parametrize("timeout", [0, 1e-6, -1])
+def test_a_poll_finds_what_has_ended(client: Client, daemon: FakeDaemon, timeout: float) -> None:
+    assert client.submit("echo", value=1).result(timeout=timeout) == 1
+    assert client.submit("echo").wait(timeout)
+    ended, held = client.submit("echo"), client.submit("hold")
+    assert client.wait([held, ended], timeout) == ([ended], [held])
+    with pytest.raises(TimeoutError):
+        held.result(timeout)
+    sent = len(daemon.tasks)
+    with pytest.raises(TimeoutError):
+        list(client.map("echo", [{}], timeout=timeout))
+    assert len(daemon.tasks) == sent, "nobody has time for a task that is still to be submitted"
+
+
 def test_retry_is_a_new_task(client: Client) -> None:
     handle = client.submit("fail")
     handle.wait()

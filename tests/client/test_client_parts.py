@@ -42,15 +42,27 @@ def test_lines_come_whole_however_they_are_cut() -> None:
 
 def test_a_reader_asks_for_what_is_left() -> None:
     reader = ResultReader(Chunk(["a", "b"], b"[1,2]"))
-    assert reader.next_call().target == "/v1/tasks?stream=1"
+    endless = Deadline(None)
+    assert reader.next_call(endless).target == "/v1/tasks?stream=1"
     assert reader.feed(b'{"id":"a","state":"succeeded"}\n{"id":"a","state":"failed"}\n') == [Result("a", "succeeded")]
-    assert reader.next_call().target == "/v1/tasks?stream=1", "it was not heard that the tasks were taken"
+    assert reader.next_call(endless).target == "/v1/tasks?stream=1", "it was not heard that the tasks were taken"
     assert reader.feed(b'{"ids":["a","b"],"durability":"local"}\n{"pending":1}\n{"id":"c","state":"failed"}\n') == []
-    call = reader.next_call(5)
-    assert (call.target, call.body) == ("/v1/tasks/wait", b'{"ids":["b"],"timeout":5,"stream":true}')
+    call = reader.next_call(endless)
+    assert (call.target, call.body) == ("/v1/tasks/wait", b'{"ids":["b"],"timeout":86400.0,"stream":true}')
+    with pytest.raises(TimeoutError):
+        reader.next_call(Deadline(0))
     with pytest.raises(ApiError) as caught:
         reader.feed(b'{"error":{"code":"no_leader","message":"gone","field":null}}\n')
     assert caught.value.code == "no_leader"
+
+
+def test_a_reader_asks_once_even_where_the_time_is_up() -> None:
+    reader = ResultReader(Chunk(["a"], None))
+    assert reader.next_call(Deadline(-1)).body == b'{"ids":["a"],"timeout":0.0,"stream":true}'
+    with pytest.raises(TimeoutError):
+        reader.next_call(Deadline(-1))
+    with pytest.raises(TimeoutError):
+        ResultReader(Chunk(["a"], b"[1]")).next_call(Deadline(0))
 
 
 def test_a_window_hands_out_in_order_and_closes_when_full() -> None:
