@@ -40,7 +40,7 @@ class AsyncResultStream:
             results = self._reader.feed(data)
         except TimeoutError:
             self.close()
-            self._deadline.left_s()  # Raises.
+            self._deadline.left_s()  # Raises, unless this was but one step of a long wait.
             return []
         except (ConnectionLost, ApiError) as error:
             self.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ DELAY_MAX_S = 1.0
 FULL_DELAY_S = 0.2  # Between two attempts to submit to a daemon that is full.
 ANSWER_S = 1.0  # For what a daemon answers at once, where the caller's own time is up: a poll has no time of its own.
 RECEIVED_S = 0.001  # Enough to read what has come already.
+STEP_S_MAX = 86_400.0  # Of one wait for a socket, which cannot wait for ages; whoever waits longer waits again.
 
 # Refusals that pass by themselves: leadership changes hands, a relay broke off.
 _PASSING = frozenset({"no_leader", "unavailable"})
@@ -36,10 +38,13 @@ class Call(NamedTuple):
 
 
 class Deadline:
-    """When a caller's patience ends; without `timeout_s`, never."""
+    """When a caller's patience ends; without `timeout_s`, or where it is infinite, never."""
 
     def __init__(self, timeout_s: float | None) -> None:
-        self._end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        """Raises ValueError for what is not a number."""
+        if timeout_s is not None and math.isnan(timeout_s):
+            raise ValueError("the timeout is not a number of seconds: NaN")
+        self._end_s = None if timeout_s is None or timeout_s == math.inf else time.monotonic() + timeout_s
 
     @property
     def is_over(self) -> bool:
@@ -47,14 +52,14 @@ class Deadline:
         return self._end_s is not None and self._end_s <= time.monotonic()
 
     def left_s(self) -> float | None:
-        """How much is left. Raises TimeoutError where nothing is."""
+        """How much is left, at most STEP_S_MAX. Raises TimeoutError where nothing is."""
         if self.is_over:
             raise TimeoutError("the tasks have not ended in time")
         return self.silence_s(0.0)
 
     def silence_s(self, least_s: float) -> float | None:
-        """For how long to wait for the daemon's next word: what is left, but at least `least_s`."""
-        return None if self._end_s is None else max(self._end_s - time.monotonic(), least_s)
+        """For how long to wait for the daemon's next word: what is left, but at least `least_s`, at most STEP_S_MAX."""
+        return None if self._end_s is None else min(max(self._end_s - time.monotonic(), least_s), STEP_S_MAX)
 
 
 class Patience:

@@ -63,7 +63,7 @@ class ResultStream:
             data = self._stream.read(self.silence_s)
             results = self._reader.feed(data)
         except TimeoutError:
-            self._deadline.left_s()  # Raises.
+            self._deadline.left_s()  # Raises, unless this was but one step of a long wait.
             return []
         except (ConnectionLost, ApiError) as error:
             self._on_break(error)
@@ -179,15 +179,21 @@ class ResultFlow:
         for stream in is_open:
             if stream.has_data:
                 return stream
-        poll = select.poll()
-        by_number = {stream.fileno(): stream for stream in is_open}
-        for number in by_number:
-            poll.register(number, select.POLLIN)
-        silence_s = max(stream.silence_s or 0.0 for stream in is_open)
-        ready = poll.poll(silence_s * 1000 or None)  # With a deadline no stream may be silent for 0 s, without one all.
-        if not ready:
-            raise TimeoutError("the tasks have not ended in time")
-        stream = by_number[ready[0][0]]
+        stream = self._first_of(is_open)
         self._streams.remove(stream)
         self._streams.append(stream)  # The others come first the next time.
         return stream
+
+    def _first_of(self, streams: list[ResultStream]) -> ResultStream:
+        """The first of these that can be read. Raises TimeoutError."""
+        poll = select.poll()
+        by_number = {stream.fileno(): stream for stream in streams}
+        for number in by_number:
+            poll.register(number, select.POLLIN)
+        while True:
+            # With a deadline none of them may be silent for 0 s; without one all may be for ever.
+            silence_s = max(stream.silence_s or 0.0 for stream in streams)
+            ready = poll.poll(silence_s * 1000 or None)
+            if ready:
+                return by_number[ready[0][0]]
+            self._deadline.left_s()  # Raises, unless this was but one step of a long wait.

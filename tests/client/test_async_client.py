@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -64,6 +65,24 @@ async def test_a_poll_finds_what_has_ended(client: AsyncClient, timeout: float) 
     assert await client.wait([held, ended], timeout) == ([ended], [held])
     with pytest.raises(TimeoutError):
         await held.result(timeout)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e10, 1e300])
+async def test_a_wait_may_be_very_long(client: AsyncClient, daemon: FakeDaemon, timeout: float) -> None:
+    held = await client.submit("hold")
+    values = client.map("echo", [{"value": value} for value in range(5000)], timeout=timeout)
+    assert [value async for value in values] == list(range(5000))
+    await asyncio.to_thread(daemon.release, "late")
+    assert await held.result(timeout=timeout) == "late"
+
+
+async def test_no_number_is_no_timeout(client: AsyncClient, daemon: FakeDaemon) -> None:
+    held = await client.submit("hold")
+    with pytest.raises(ValueError, match="not a number of seconds"):
+        await held.result(math.nan)
+    with pytest.raises(ValueError, match="not a number of seconds"):
+        await anext(client.map("echo", [{}], timeout=math.nan))
+    assert daemon.requests == ["POST /v1/tasks"]
 
 
 async def test_map_keeps_the_order_and_bounds_what_is_outside(client: AsyncClient, daemon: FakeDaemon) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import threading
@@ -132,6 +133,37 @@ def test_a_poll_finds_what_has_ended(client: Client, daemon: FakeDaemon, timeout
     with pytest.raises(TimeoutError):
         list(client.map("echo", [{}], timeout=timeout))
     assert len(daemon.tasks) == sent, "nobody has time for a task that is still to be submitted"
+
+
+@pytest.mark.parametrize("timeout", [30 * 86_400, math.inf, 1e10, 1e300])
+def test_a_wait_may_be_very_long(client: Client, daemon: FakeDaemon, timeout: float) -> None:
+    held = client.submit("hold")
+    values = client.map("hold", [{}] * 2001, timeout=timeout)  # Two streams.
+    daemon.release("late")
+    assert list(values) == ["late"] * 2001
+    assert held.result(timeout=timeout) == "late"
+
+
+def test_a_long_wait_goes_in_steps(client: Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskd.client.call.STEP_S_MAX", 0.01)
+    found: list[object] = []
+    held = client.submit("hold")
+    thread = threading.Thread(target=lambda: found.append(held.result(timeout=1e10)))
+    thread.start()
+    daemon.wait_for(lambda: daemon.requests.count("POST /v1/tasks/wait") >= 3)
+    daemon.release("late")
+    thread.join()
+    assert found == ["late"]
+
+
+def test_no_number_is_no_timeout(client: Client, daemon: FakeDaemon) -> None:
+    held = client.submit("hold")
+    for ask in (held.result, held.wait, lambda nan: client.wait([held], nan), lambda nan: client.as_completed([], nan)):
+        with pytest.raises(ValueError, match="not a number of seconds"):
+            ask(math.nan)
+    with pytest.raises(ValueError, match="not a number of seconds"):
+        client.map("echo", [{}], timeout=math.nan)
+    assert daemon.requests == ["POST /v1/tasks"]
 
 
 def test_retry_is_a_new_task(client: Client) -> None:
