@@ -12,7 +12,7 @@ import click
 
 from taskd.cli.output import warn
 from taskd.client import calls
-from taskd.client.call import Call
+from taskd.client.call import ENDLESS, Call, Deadline
 from taskd.client.transport import Transport
 from taskd.errors import TaskdError
 
@@ -41,16 +41,16 @@ class Session:
         """Go on when the daemon restarts or the leader changes; `math.inf` for ever."""
         self.transport.patience_s = patience_s
 
-    def ask(self, call: Call) -> Any:
-        """The answer's JSON. Raises ApiError, NoDaemon."""
-        return json.loads(self.transport.request(call))
+    def ask(self, call: Call, deadline: Deadline = ENDLESS) -> Any:
+        """The answer's JSON. Raises ApiError, NoDaemon, TimeoutError."""
+        return json.loads(self.transport.request(call, deadline))
 
-    def tasks(self, filters: dict[str, Any], limit: int | None = None) -> Iterator[Json]:
+    def tasks(self, filters: dict[str, Any], limit: int | None = None, deadline: Deadline = ENDLESS) -> Iterator[Json]:
         """Tasks that fit, newest first, page by page."""
         cursor: str | None = ""
         while cursor is not None and (limit is None or limit > 0):
             page_size = calls.PAGE_TASKS_MAX if limit is None else min(limit, calls.PAGE_TASKS_MAX)
-            page = self.ask(calls.tasks(**filters, cursor=cursor, limit=page_size))
+            page = self.ask(calls.tasks(**filters, cursor=cursor, limit=page_size), deadline)
             yield from page["tasks"]
             cursor = page["cursor"]
             if limit is not None:

@@ -244,7 +244,7 @@ def _wait(session: Session, ids: list[str], *, as_json: bool, quiet: bool, has_r
             click.echo(task_id)
         sys.stdout.flush()
     waiting = Waiting(session, ids, is_quiet=quiet)
-    waiting.run(None)
+    waiting.run()
     if as_json:
         waiting.print_json()
     elif has_result:

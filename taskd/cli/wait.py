@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
-from taskd.cli.output import note
+from taskd.cli.outcome import TIMED_OUT
+from taskd.cli.output import note, warn
 from taskd.cli.parameters import Duration
 from taskd.cli.selection import filters, ids_argument, selection
 from taskd.cli.session import Session, talks
+from taskd.client.call import Deadline
 
 
 @click.command(
@@ -41,15 +43,22 @@ def wait(
     from taskd.cli.waiting import Waiting, whole_ids
 
     selection(ids, filters)
-    if ids:
-        wanted = whole_ids(session, list(ids))
-    else:
-        wanted = [task["id"] for task in session.tasks({"states": ["unfinished"], **filters})]
-        if not wanted:
-            note("there is nothing to wait for")
-            return 0
+    deadline = Deadline(timeout)
+    try:
+        if ids:
+            wanted = whole_ids(session, list(ids), deadline)
+        else:
+            unfinished = session.tasks({"states": ["unfinished"], **filters}, deadline=deadline)
+            wanted = [task["id"] for task in unfinished]
+    except TimeoutError:
+        if not quiet:
+            warn("the daemon has not said in time which tasks these are")
+        return TIMED_OUT
+    if not wanted:
+        note("there is nothing to wait for")
+        return 0
     waiting = Waiting(session, wanted, is_quiet=quiet or as_json)
-    waiting.run(timeout)
+    waiting.run(deadline)
     if as_json:
         waiting.print_json()
     return waiting.exit_code

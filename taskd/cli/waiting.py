@@ -13,6 +13,7 @@ from taskd.cli.outcome import TIMED_OUT, exit_code_of, sentence, text_of
 from taskd.cli.output import note, plural, print_json, print_lines, warn
 from taskd.cli.session import Session
 from taskd.client import calls
+from taskd.client.call import ENDLESS, Deadline
 from taskd.client.results import MapWindow
 from taskd.client.streams import ResultFlow
 from taskd.client.submission import groups_of
@@ -23,9 +24,9 @@ _WHOLE_ID_CHARS = 36
 Json = dict[str, Any]
 
 
-def whole_ids(session: Session, ids: list[str]) -> list[str]:
-    """The ids that people meant by ends of ids and `last`, each once. Raises ApiError."""
-    found = [text if len(text) == _WHOLE_ID_CHARS else session.ask(calls.task(text))["id"] for text in ids]
+def whole_ids(session: Session, ids: list[str], deadline: Deadline = ENDLESS) -> list[str]:
+    """The ids that people meant by ends of ids and `last`, each once. Raises ApiError, TimeoutError."""
+    found = [text if len(text) == _WHOLE_ID_CHARS else session.ask(calls.task(text), deadline)["id"] for text in ids]
     return list(dict.fromkeys(found))
 
 
@@ -40,9 +41,9 @@ class Waiting:
         self._is_timed_out = False
         self.results: dict[str, Json] = {}
 
-    def run(self, timeout_s: float | None) -> None:
+    def run(self, deadline: Deadline = ENDLESS) -> None:
         """Wait until all have ended, or the time is up; then say what did not go well. Raises ApiError, NoDaemon."""
-        flow = ResultFlow(self._session.transport, MapWindow(groups_of(self._ids), is_ordered=False), timeout_s)
+        flow = ResultFlow(self._session.transport, MapWindow(groups_of(self._ids), is_ordered=False), deadline)
         try:
             with closing(flow.results()) as results:
                 for result in self._watched(results):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Unpack
 from taskd.client import calls, submission
 from taskd.client.async_streams import AsyncResultFlow
 from taskd.client.async_transport import AsyncTransport
-from taskd.client.call import PATIENCE_S
+from taskd.client.call import PATIENCE_S, Deadline
 from taskd.client.errors import TaskError
 from taskd.client.outputs import OutputReader, Written
 from taskd.client.results import MapWindow
@@ -220,7 +220,7 @@ class AsyncClient:
         here the first tasks are submitted when the iteration begins."""
         head = submission.head(submission.task_type(task), self._options)
         window = MapWindow(submission.chunks(head, params), ordered)
-        async with aclosing(AsyncResultFlow(self.transport, window, timeout).results()) as results:
+        async with aclosing(AsyncResultFlow(self.transport, window, Deadline(timeout)).results()) as results:
             async for result in results:
                 error = result.exception()
                 if error is not None and not return_exceptions:
@@ -256,7 +256,7 @@ class AsyncClient:
             else:
                 by_id.setdefault(handle.id, []).append(handle)
         window = MapWindow(groups_of(by_id), is_ordered=False)
-        async with aclosing(AsyncResultFlow(self.transport, window, timeout).results()) as results:
+        async with aclosing(AsyncResultFlow(self.transport, window, Deadline(timeout)).results()) as results:
             async for result in results:
                 for handle in by_id[result.id]:
                     handle.known_result = result

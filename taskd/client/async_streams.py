@@ -33,7 +33,7 @@ class AsyncResultStream:
     async def read(self) -> list[Result]:
         """The results that come next, perhaps none yet. Raises TimeoutError, ApiError, NoDaemon."""
         if self._stream is None:
-            self._stream = await self._transport.open(self._reader.next_call(self._deadline))
+            self._stream = await self._transport.open(self._reader.next_call(self._deadline), self._deadline)
         try:
             async with asyncio.timeout(self._reader.silence_s(self._deadline)):
                 data = await self._stream.read()
@@ -69,23 +69,24 @@ class AsyncResultStream:
             delay_s = self._patience.next_delay_s(time.monotonic())
         if delay_s is None:
             raise error
-        await asyncio.sleep(delay_s)
+        await asyncio.sleep(self._deadline.pause_s(delay_s))
 
     async def _pause_after_early_end(self) -> None:
         """The daemon stopped waiting: because its own time was up, or because it does not know what to wait for."""
         self._deadline.left_s()
         if not self._reader.is_fruitful:
-            await self._transport.request(calls.task(next(iter(self._reader.open))))  # Raises where there is none.
-            await asyncio.sleep(DELAY_FIRST_S)
+            call = calls.task(next(iter(self._reader.open)))
+            await self._transport.request(call, self._deadline)  # Raises where there is no such task.
+            await asyncio.sleep(self._deadline.pause_s(DELAY_FIRST_S))
 
 
 class AsyncResultFlow:
     """The results of all tasks of a window, over as many streams as it takes."""
 
-    def __init__(self, transport: AsyncTransport, window: MapWindow, timeout_s: float | None) -> None:
+    def __init__(self, transport: AsyncTransport, window: MapWindow, deadline: Deadline) -> None:
         self._transport = transport
         self._window = window
-        self._deadline = Deadline(timeout_s)
+        self._deadline = deadline
         self._reads: dict[asyncio.Task[list[Result]], AsyncResultStream] = {}
         self._refused: list[AsyncResultStream] = []  # by a daemon that is full
         self._full_until_s = 0.0
@@ -140,7 +141,7 @@ class AsyncResultFlow:
             delay_s = self._full_patience.next_delay_s(time.monotonic())
             if delay_s is None:
                 raise error
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(self._deadline.pause_s(delay_s))
         self._full_until_s = time.monotonic() + FULL_DELAY_S
 
     def _retry_refused(self) -> None:

@@ -11,18 +11,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from taskd.client.call import (
+    ENDLESS,
     ERROR_BYTES_MAX,
     FINISH_S,
     IDLE_MAX,
     TIMEOUT_S,
     Call,
+    Deadline,
     Patience,
     error_from,
     is_worth_repeating,
 )
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError
 from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
-from taskd.client.transport import find_daemon
+from taskd.client.transport import connect_s, find_daemon
 
 if TYPE_CHECKING:
     from taskd.client.remote import Remote
@@ -140,21 +142,22 @@ class AsyncTransport:
             self._path, self._remote = find_daemon(self._told_path, self._access)
         return self._path
 
-    async def request(self, call: Call) -> bytes:
-        """The whole body of the answer. Raises ApiError, NoDaemon, ConnectionLost, ProtocolError."""
+    async def request(self, call: Call, deadline: Deadline = ENDLESS) -> bytes:
+        """The whole body of the answer. Raises ApiError, NoDaemon, ConnectionLost, ProtocolError; TimeoutError where
+        the deadline passes, which all attempts have in common."""
 
-        async def attempt() -> bytes:
+        async def attempt(call: Call) -> bytes:
             stream = await self._open(call)
             try:
                 return await stream.read_all(call.timeout_s)
             finally:
                 stream.close()
 
-        return await self._with_patience(call, attempt)
+        return await self._with_patience(call, deadline, attempt)
 
-    async def open(self, call: Call) -> AsyncStream:
+    async def open(self, call: Call, deadline: Deadline = ENDLESS) -> AsyncStream:
         """The answer as a stream, once its head is there. Raises as `request` does."""
-        return await self._with_patience(call, lambda: self._open(call))
+        return await self._with_patience(call, deadline, self._open)
 
     def close(self) -> None:
         """Let go of all connections, those of open streams included. Calls from now on raise ValueError."""
@@ -165,22 +168,27 @@ class AsyncTransport:
         for stream in list(self._streams):
             stream.close()
 
-    async def _with_patience(self, call: Call, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _with_patience(
+        self, call: Call, deadline: Deadline, attempt: Callable[[Call], Awaitable[Answer]]
+    ) -> Answer:
         patience = Patience(self.patience_s)
         while True:
             try:
-                return await attempt()
+                return await attempt(deadline.bounded(call))
             except TimeoutError:
-                raise NoDaemon(f"the daemon at {self.path} has not answered within {call.timeout_s:g} s") from None
+                deadline.left_s()  # Raises, where it was not the daemon's own time that is up.
+                raise NoDaemon(
+                    f"the daemon at {self.path} has not answered within {call.timeout_s or TIMEOUT_S:g} s"
+                ) from None
             except (ApiError, NoDaemon) as error:
                 if not is_worth_repeating(error, call.is_repeatable, self._has_answered):
                     raise
                 delay_s = patience.next_delay_s(time.monotonic())
                 if delay_s is None:
                     raise
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(deadline.pause_s(delay_s))
 
-    async def _open(self, call: Call) -> AsyncStream:
+    async def _open(self, call: Call, deadline: Deadline = ENDLESS) -> AsyncStream:
         if self._is_closed:
             raise ValueError("the client is closed")
         if call.is_repeatable:
@@ -190,7 +198,7 @@ class AsyncTransport:
                     return await self._exchange(self._idle.pop(), call)
                 except ConnectionLost:
                     continue
-        return await self._exchange(await self._connect(), call)
+        return await self._exchange(await self._connect(connect_s(call)), call)
 
     async def _exchange(self, connection: Connection, call: Call) -> AsyncStream:
         """Send a call and read the head of its answer."""
@@ -215,13 +223,15 @@ class AsyncTransport:
                 stream.close()
         return stream
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, timeout_s: float) -> Connection:
         path = self.path
         if self._remote is not None:
-            return await _connect_to(self._remote)
+            return await _connect_to(self._remote, timeout_s)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return Connection(*await asyncio.open_unix_connection(path))
+        except TimeoutError:
+            raise
         except OSError as error:
             raise NoDaemon(f"no daemon answers on {path} any more ({error.strerror or error})") from None
 
@@ -232,12 +242,14 @@ class AsyncTransport:
             self._idle.append(connection)
 
 
-async def _connect_to(remote: Remote) -> Connection:
+async def _connect_to(remote: Remote, timeout_s: float) -> Connection:
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(
                 remote.host, remote.port, ssl=remote.context, server_hostname=remote.host
             )
+    except TimeoutError:
+        raise
     except OSError as error:
         raise remote.missing(error) from None
     connection = Connection(reader, writer)

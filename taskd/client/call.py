@@ -61,6 +61,21 @@ class Deadline:
         """For how long to wait for the daemon's next word: what is left, but at least `least_s`, at most STEP_S_MAX."""
         return None if self._end_s is None else min(max(self._end_s - time.monotonic(), least_s), STEP_S_MAX)
 
+    def pause_s(self, wanted_s: float) -> float:
+        """How long to pause who would pause for `wanted_s`. Raises TimeoutError where nothing is left."""
+        left_s = self.left_s()
+        return wanted_s if left_s is None else min(wanted_s, left_s)
+
+    def bounded(self, call: Call) -> Call:
+        """The call, with no more time for its answer than is left, or ANSWER_S."""
+        silence_s = self.silence_s(ANSWER_S)
+        if silence_s is None or (call.timeout_s is not None and call.timeout_s <= silence_s):
+            return call
+        return call._replace(timeout_s=silence_s)
+
+
+ENDLESS = Deadline(None)
+
 
 class Patience:
     """Paces the attempts to reach a daemon again, within a budget that starts with the first trouble."""

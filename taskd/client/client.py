@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
 
 from taskd.client import calls, submission
-from taskd.client.call import PATIENCE_S
+from taskd.client.call import PATIENCE_S, Deadline
 from taskd.client.handle import Handle
 from taskd.client.results import MapWindow
 from taskd.client.streams import ResultFlow
@@ -151,7 +151,7 @@ class Client:
         is not there `timeout` seconds after this call. Tasks that were submitted go on however this ends.
         """
         head = submission.head(submission.task_type(task), self._options)
-        flow = ResultFlow(self.transport, MapWindow(submission.chunks(head, params), ordered), timeout)
+        flow = ResultFlow(self.transport, MapWindow(submission.chunks(head, params), ordered), Deadline(timeout))
         flow.fill()
         return _values(flow, return_exceptions)
 
@@ -183,7 +183,7 @@ class Client:
             else:
                 by_id.setdefault(handle.id, []).append(handle)
         window = MapWindow(groups_of(by_id), is_ordered=False)
-        flow = ResultFlow(self.transport, window, timeout)
+        flow = ResultFlow(self.transport, window, Deadline(timeout))
         return _completed(ended, by_id, flow)
 
     # -- Looking -------------------------------------------------------------------------------------------------------

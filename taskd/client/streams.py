@@ -53,7 +53,7 @@ class ResultStream:
     def open(self) -> None:
         """Ask the daemon. Raises ApiError, NoDaemon, TimeoutError."""
         if self._stream is None:
-            self._stream = self._transport.open(self._reader.next_call(self._deadline))
+            self._stream = self._transport.open(self._reader.next_call(self._deadline), self._deadline)
 
     def read(self) -> list[Result]:
         """The results that come next, perhaps none yet. Raises TimeoutError, ApiError, NoDaemon."""
@@ -93,24 +93,25 @@ class ResultStream:
             raise error
         if self._transport.on_trouble is not None:
             self._transport.on_trouble(error)
-        time.sleep(delay_s)
+        time.sleep(self._deadline.pause_s(delay_s))
 
     def _on_early_end(self) -> None:
         """The daemon stopped waiting: because its own time was up, or because it does not know what to wait for."""
         self.close()
         self._deadline.left_s()
         if not self._reader.is_fruitful:
-            self._transport.request(calls.task(next(iter(self._reader.open))))  # Raises where there is no such task.
-            time.sleep(DELAY_FIRST_S)
+            call = calls.task(next(iter(self._reader.open)))
+            self._transport.request(call, self._deadline)  # Raises where there is no such task.
+            time.sleep(self._deadline.pause_s(DELAY_FIRST_S))
 
 
 class ResultFlow:
     """The results of all tasks of a window, over as many streams as it takes."""
 
-    def __init__(self, transport: Transport, window: MapWindow, timeout_s: float | None) -> None:
+    def __init__(self, transport: Transport, window: MapWindow, deadline: Deadline) -> None:
         self._transport = transport
         self._window = window
-        self._deadline = Deadline(timeout_s)
+        self._deadline = deadline
         self._streams: list[ResultStream] = []
         self._full_until_s = 0.0
         self._full_patience = Patience(transport.patience_s)
@@ -165,7 +166,7 @@ class ResultFlow:
             delay_s = self._full_patience.next_delay_s(time.monotonic())
             if delay_s is None:
                 raise error
-            time.sleep(delay_s)
+            time.sleep(self._deadline.pause_s(delay_s))
         self._full_until_s = time.monotonic() + FULL_DELAY_S
 
     def _next_ready(self) -> ResultStream:

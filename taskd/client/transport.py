@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from taskd.client.call import (
+    ENDLESS,
     ERROR_BYTES_MAX,
     FINISH_S,
     IDLE_MAX,
     TIMEOUT_S,
     Call,
+    Deadline,
     Patience,
     error_from,
     is_worth_repeating,
@@ -155,13 +157,14 @@ class Transport:
         """Whether the daemon is one on another machine, named by an access file."""
         return find_access(self._access, self._told_path) is not None
 
-    def request(self, call: Call) -> bytes:
-        """The whole body of the answer. Raises ApiError, NoDaemon, ConnectionLost, ProtocolError."""
-        return self._with_patience(call, lambda: self._open(call).read_all(call.timeout_s))
+    def request(self, call: Call, deadline: Deadline = ENDLESS) -> bytes:
+        """The whole body of the answer. Raises ApiError, NoDaemon, ConnectionLost, ProtocolError; TimeoutError where
+        the deadline passes, which all attempts have in common."""
+        return self._with_patience(call, deadline, lambda call: self._open(call).read_all(call.timeout_s))
 
-    def open(self, call: Call) -> Stream:
+    def open(self, call: Call, deadline: Deadline = ENDLESS) -> Stream:
         """The answer as a stream, once its head is there. Raises as `request` does."""
-        return self._with_patience(call, lambda: self._open(call))
+        return self._with_patience(call, deadline, self._open)
 
     def close(self) -> None:
         """Let go of all connections, those of open streams included. Calls from now on raise ValueError."""
@@ -180,13 +183,16 @@ class Transport:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _with_patience(self, call: Call, attempt: Callable[[], Answer]) -> Answer:
+    def _with_patience(self, call: Call, deadline: Deadline, attempt: Callable[[Call], Answer]) -> Answer:
         patience = Patience(self.patience_s)
         while True:
             try:
-                return attempt()
+                return attempt(deadline.bounded(call))
             except TimeoutError:
-                raise NoDaemon(f"the daemon at {self.path} has not answered within {call.timeout_s:g} s") from None
+                deadline.left_s()  # Raises, where it was not the daemon's own time that is up.
+                raise NoDaemon(
+                    f"the daemon at {self.path} has not answered within {call.timeout_s or TIMEOUT_S:g} s"
+                ) from None
             except (ApiError, NoDaemon) as error:
                 if not is_worth_repeating(error, call.is_repeatable, self._has_answered):
                     raise
@@ -195,9 +201,9 @@ class Transport:
                     raise
                 if self.on_trouble is not None:
                     self.on_trouble(error)
-                time.sleep(delay_s)
+                time.sleep(deadline.pause_s(delay_s))
 
-    def _open(self, call: Call) -> Stream:
+    def _open(self, call: Call, deadline: Deadline = ENDLESS) -> Stream:
         if self._is_closed:
             raise ValueError("the client is closed")
         if call.is_repeatable:
@@ -207,7 +213,7 @@ class Transport:
                     return self._exchange(kept, call)
                 except ConnectionLost:
                     continue
-        return self._exchange(self._connect(), call)
+        return self._exchange(self._connect(connect_s(call)), call)
 
     def _exchange(self, connection: socket.socket, call: Call) -> Stream:
         """Send a call and read the head of its answer."""
@@ -236,14 +242,17 @@ class Transport:
                 raise error_from(reader.status, _start_of(stream, call.timeout_s))
         return stream
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, timeout_s: float) -> socket.socket:
         path = self.path
         if self._remote is not None:
-            return self._remote.connect(TIMEOUT_S)
+            return self._remote.connect(timeout_s)
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(TIMEOUT_S)
+            connection.settimeout(timeout_s)
             connection.connect(path)
+        except TimeoutError:
+            connection.close()
+            raise
         except OSError as error:
             connection.close()
             raise NoDaemon(f"no daemon answers on {path} any more ({error.strerror or error})") from None
@@ -277,6 +286,11 @@ def find_daemon(socket_path: str | None, access: str | None) -> tuple[str, Remot
 
     remote = Remote(told)
     return remote.url, remote
+
+
+def connect_s(call: Call) -> float:
+    """For how long to try to connect."""
+    return TIMEOUT_S if call.timeout_s is None else min(call.timeout_s, TIMEOUT_S)
 
 
 def _receive(connection: socket.socket, reader: ResponseReader) -> list[bytes]:

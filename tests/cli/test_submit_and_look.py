@@ -14,7 +14,7 @@ import pytest
 
 from taskd.cli import submission
 from tests.cli.conftest import Taskd
-from tests.client.fake_daemon import FakeDaemon
+from tests.client.fake_daemon import FakeDaemon, silent_daemon
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -451,6 +451,21 @@ def test_wait_has_the_exit_code_of_the_task(taskd: Taskd, daemon: FakeDaemon) ->
     ran = taskd("wait", "last")
     assert ran.code == 1
     assert "ValueError: no luck" in ran.err
+
+
+def test_wait_keeps_its_time_without_a_leader_and_without_an_answer(
+    taskd: Taskd, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskd.client.call.ANSWER_S", 0.01)
+    taskd("submit", "--", "hold")
+    daemon.refuse("/v1/tasks/wait", 503, "no_leader", times=1000)
+    assert taskd("wait", "last", "--timeout", "0.1s").code == 124
+    with silent_daemon(tmp_path / "silent.sock"):
+        silent = ("--socket", str(tmp_path / "silent.sock"), "--timeout", "0.05s")
+        told = "taskd: the daemon has not said in time which tasks these are\n"
+        assert taskd("wait", "last", *silent) == (124, "", told)
+        assert taskd("wait", "--queue", "bulk", "-q", *silent) == (124, "", "")
+        assert taskd("wait", "0" * 36, *silent) == (124, "", "taskd: 1 task of 1 had not ended in time\n")
 
 
 def test_wait_for_many(taskd: Taskd, daemon: FakeDaemon) -> None:

@@ -20,8 +20,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,15 @@ from taskd.client.ids import new_id
 
 FINAL = {"succeeded", "failed", "cancelled", "timed_out", "expired"}
 Json = dict[str, Any]
+
+
+@contextmanager
+def silent_daemon(path: Path) -> Iterator[None]:
+    """One that takes connections and never answers."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(16)
+        yield
 
 
 class FakeDaemon:

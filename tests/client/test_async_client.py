@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from taskd.client import ApiError, AsyncClient, ConnectionLost, NoDaemon, TaskFailed
-from tests.client.fake_daemon import FakeDaemon
+from taskd.client import ApiError, AsyncClient, AsyncHandle, ConnectionLost, NoDaemon, TaskFailed
+from tests.client.fake_daemon import FakeDaemon, silent_daemon
 
 
 @pytest.fixture
@@ -83,6 +83,22 @@ async def test_no_number_is_no_timeout(client: AsyncClient, daemon: FakeDaemon) 
     with pytest.raises(ValueError, match="not a number of seconds"):
         await anext(client.map("echo", [{}], timeout=math.nan))
     assert daemon.requests == ["POST /v1/tasks"]
+
+
+async def test_a_wait_ends_in_time_where_nobody_leads(client: AsyncClient, daemon: FakeDaemon) -> None:
+    handle = await client.submit("hold")
+    daemon.refuse("/v1/tasks/wait", 503, "no_leader", times=1000)
+    async with AsyncClient(daemon.path, patience=math.inf) as patient:
+        with pytest.raises(TimeoutError, match="in time"):
+            await AsyncHandle(patient, handle.id).result(timeout=0.1)
+
+
+async def test_a_wait_ends_in_time_where_the_daemon_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskd.client.call.ANSWER_S", 0.01)
+    with silent_daemon(tmp_path / "silent.sock"):
+        async with AsyncClient(tmp_path / "silent.sock") as client:
+            with pytest.raises(TimeoutError, match="in time"):
+                await AsyncHandle(client, "1").result(timeout=0.05)
 
 
 async def test_map_keeps_the_order_and_bounds_what_is_outside(client: AsyncClient, daemon: FakeDaemon) -> None:

@@ -17,13 +17,14 @@ from taskd.client import (
     ApiError,
     Client,
     ConnectionLost,
+    Handle,
     NoDaemon,
     TaskCancelled,
     TaskExpired,
     TaskFailed,
     TaskTimedOut,
 )
-from tests.client.fake_daemon import FakeDaemon
+from tests.client.fake_daemon import FakeDaemon, silent_daemon
 
 
 @pytest.fixture
@@ -164,6 +165,22 @@ def test_no_number_is_no_timeout(client: Client, daemon: FakeDaemon) -> None:
     with pytest.raises(ValueError, match="not a number of seconds"):
         client.map("echo", [{}], timeout=math.nan)
     assert daemon.requests == ["POST /v1/tasks"]
+
+
+def test_a_wait_ends_in_time_where_nobody_leads(client: Client, daemon: FakeDaemon) -> None:
+    handle = client.submit("hold")
+    daemon.refuse("/v1/tasks/wait", 503, "no_leader", times=1000)
+    with Client(daemon.path, patience=math.inf) as patient, pytest.raises(TimeoutError, match="in time"):
+        Handle(patient, handle.id).result(timeout=0.1)
+
+
+def test_a_wait_ends_in_time_where_the_daemon_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskd.client.call.ANSWER_S", 0.01)
+    with silent_daemon(tmp_path / "silent.sock"), Client(tmp_path / "silent.sock") as client:
+        with pytest.raises(TimeoutError, match="in time"):
+            Handle(client, "1").result(timeout=0.05)
+        with pytest.raises(TimeoutError, match="in time"):
+            client.map("echo", [{}], timeout=0.05)
 
 
 def test_retry_is_a_new_task(client: Client) -> None:
