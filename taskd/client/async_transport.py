@@ -11,6 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from taskd.client.call import (
+    ANSWER_S,
+    CALLS_MAX,
     ENDLESS,
     ERROR_BYTES_MAX,
     FINISH_S,
@@ -21,6 +23,7 @@ from taskd.client.call import (
     Patience,
     error_from,
     is_worth_repeating,
+    trouble_connecting,
 )
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError
 from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
@@ -133,6 +136,7 @@ class AsyncTransport:
         self._has_answered = False
         self._idle: list[Connection] = []
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._turns = asyncio.Semaphore(CALLS_MAX)  # Not of streams, which may last: they would keep calls out.
         self._is_closed = False
 
     @property
@@ -147,13 +151,21 @@ class AsyncTransport:
         the deadline passes, which all attempts have in common."""
 
         async def attempt(call: Call) -> bytes:
-            stream = await self._open(call)
+            async with asyncio.timeout(deadline.silence_s(ANSWER_S)):
+                await self._turns.acquire()
             try:
-                return await stream.read_all(call.timeout_s)
+                return await self._read_all(deadline.bounded(call))
             finally:
-                stream.close()
+                self._turns.release()
 
         return await self._with_patience(call, deadline, attempt)
+
+    async def _read_all(self, call: Call) -> bytes:
+        stream = await self._open(call)
+        try:
+            return await stream.read_all(call.timeout_s)
+        finally:
+            stream.close()
 
     async def open(self, call: Call, deadline: Deadline = ENDLESS) -> AsyncStream:
         """The answer as a stream, once its head is there. Raises as `request` does."""
@@ -233,10 +245,12 @@ class AsyncTransport:
         except TimeoutError:
             raise
         except OSError as error:
-            raise NoDaemon(f"no daemon answers on {path} any more ({error.strerror or error})") from None
+            missing = NoDaemon(f"no daemon answers on {path} any more ({error.strerror or error})")
+            raise trouble_connecting(error, missing) from None
 
     def _keep(self, connection: Connection) -> None:
-        if self._is_closed or len(self._idle) >= IDLE_MAX:
+        is_wanted = len(self._idle) < IDLE_MAX or self._turns.locked()  # Somebody waits for it perhaps.
+        if self._is_closed or not is_wanted:
             connection.close()
         else:
             self._idle.append(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
@@ -12,6 +13,7 @@ from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, TaskdError
 TIMEOUT_S = 30.0  # A daemon that is silent for so long where it should answer at once is not alive.
 PATIENCE_S = 10.0  # Of the Python clients: longer than a scheduler takes to restart, or another one to take over.
 IDLE_MAX = 8  # Connections kept for later calls.
+CALLS_MAX = 32  # Of one AsyncClient at once, each on a connection: daemons and descriptors bear more, but none help.
 FINISH_S = 0.1  # The end of an answer follows its last line at once; else a new connection is cheaper.
 ERROR_BYTES_MAX = 1 << 20  # Of the body of a refusal.
 DELAY_FIRST_S = 0.05
@@ -111,6 +113,16 @@ def is_worth_repeating(error: TaskdError, is_repeatable: bool, has_answered: boo
     if isinstance(error, ConnectionLost):
         return is_repeatable
     return isinstance(error, NoDaemon) and has_answered  # Nothing was sent: even what is not repeatable may try again.
+
+
+def trouble_connecting(error: OSError, otherwise: NoDaemon) -> NoDaemon | OSError:
+    """What to raise for an error while connecting: that we lack descriptors says nothing about the daemon."""
+    if error.errno not in (errno.EMFILE, errno.ENFILE):
+        return otherwise
+    where = "this process" if error.errno == errno.EMFILE else "this machine"
+    return OSError(
+        error.errno, f"{where} has too many files open to connect to the daemon: raise the limit of open files"
+    )
 
 
 def error_from(status: int, body: bytes) -> ApiError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from taskd.client.call import trouble_connecting
 from taskd.client.errors import NoDaemon
 from taskd.errors import ConfigError
 from taskd.private_files import read_private
@@ -68,14 +69,14 @@ class Remote:
             raise
         return connection
 
-    def missing(self, error: OSError) -> NoDaemon:
+    def missing(self, error: OSError) -> NoDaemon | OSError:
         """What to say of an error while connecting."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return NoDaemon(
                 f"the certificate of {self.url} cannot be trusted ({error.verify_message}): name its fingerprint"
             )
         reason = error.strerror or str(error) or "the connection was closed"
-        return NoDaemon(f"no daemon answers at {self.url} ({reason})")
+        return trouble_connecting(error, NoDaemon(f"no daemon answers at {self.url} ({reason})"))
 
     def check(self, certificate: bytes | None) -> None:
         """Whether this certificate (DER) is the daemon's, where we know it. Raises NoDaemon."""

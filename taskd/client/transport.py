@@ -22,6 +22,7 @@ from taskd.client.call import (
     Patience,
     error_from,
     is_worth_repeating,
+    trouble_connecting,
 )
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError, TaskdError
 from taskd.client.http1 import READ_BYTES, ResponseReader, encode_request
@@ -246,7 +247,10 @@ class Transport:
         path = self.path
         if self._remote is not None:
             return self._remote.connect(timeout_s)
-        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            raise trouble_connecting(error, NoDaemon(f"no socket can be made ({error.strerror})")) from None
         try:
             connection.settimeout(timeout_s)
             connection.connect(path)

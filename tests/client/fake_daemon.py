@@ -20,6 +20,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import resource
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -42,6 +44,19 @@ def silent_daemon(path: Path) -> Iterator[None]:
         listener.bind(str(path))
         listener.listen(16)
         yield
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process cannot open anything."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 class FakeDaemon:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskd.client import ApiError, AsyncClient, AsyncHandle, ConnectionLost, NoDaemon, TaskFailed
-from tests.client.fake_daemon import FakeDaemon, silent_daemon
+from tests.client.fake_daemon import FakeDaemon, no_descriptors, silent_daemon
 
 
 @pytest.fixture
@@ -190,6 +190,41 @@ async def test_one_connection_serves_calls_one_after_the_other(client: AsyncClie
     assert daemon.connections == 1
     await asyncio.gather(*(client.submit("echo") for _ in range(20)))
     assert daemon.connections > 1
+
+
+async def test_concurrent_calls_take_turns(client: AsyncClient, daemon: FakeDaemon) -> None:
+    handles = await asyncio.gather(*(client.submit("echo", value=value) for value in range(300)))
+    assert len({handle.id for handle in handles}) == len(daemon.tasks) == 300
+    assert daemon.connections <= 32
+
+
+async def test_calls_that_are_cancelled_give_their_turns_back(client: AsyncClient, daemon: FakeDaemon) -> None:
+    await client.cluster()
+    calls = [asyncio.ensure_future(client.cluster()) for _ in range(100)]
+    for _ in range(3):
+        await asyncio.sleep(0)  # Some have begun, some wait.
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await asyncio.gather(*(client.cluster() for _ in range(40)))
+
+
+async def test_streams_keep_no_calls_out(client: AsyncClient, daemon: FakeDaemon) -> None:
+    held = [await client.submit("hold") for _ in range(40)]
+    waits = [asyncio.ensure_future(handle.result()) for handle in held]
+    await asyncio.to_thread(daemon.wait_for, lambda: daemon.requests.count("POST /v1/tasks/wait") == 40)
+    assert (await client.cluster()).health == "ok"
+    await asyncio.to_thread(daemon.release, 1)
+    assert await asyncio.gather(*waits) == [1] * 40
+
+
+async def test_a_lack_of_descriptors_is_no_lack_of_a_daemon(client: AsyncClient, daemon: FakeDaemon) -> None:
+    waiting = asyncio.ensure_future((await client.submit("hold")).result())  # On the connection that was kept.
+    await asyncio.to_thread(daemon.wait_for, lambda: "POST /v1/tasks/wait" in daemon.requests)
+    with no_descriptors(), pytest.raises(OSError, match="too many files open to connect"):
+        await client.cluster()
+    await asyncio.to_thread(daemon.release, 1)
+    assert await waiting == 1
 
 
 async def test_a_restart_of_the_daemon_goes_unnoticed(client: AsyncClient, daemon: FakeDaemon) -> None:

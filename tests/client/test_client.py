@@ -24,7 +24,7 @@ from taskd.client import (
     TaskFailed,
     TaskTimedOut,
 )
-from tests.client.fake_daemon import FakeDaemon, silent_daemon
+from tests.client.fake_daemon import FakeDaemon, no_descriptors, silent_daemon
 
 
 @pytest.fixture
@@ -473,6 +473,15 @@ def test_what_must_not_be_sent_twice_is_not(client: Client, daemon: FakeDaemon) 
 def test_no_daemon_is_said_at_once(tmp_path: Path) -> None:
     with Client(tmp_path / "none.sock") as client, pytest.raises(NoDaemon, match="taskd start"):
         client.submit("echo")
+
+
+def test_a_lack_of_descriptors_is_no_lack_of_a_daemon(client: Client, daemon: FakeDaemon) -> None:
+    client.cluster()
+    results = client.map("hold", [{}])  # On the connection that was kept.
+    with no_descriptors(), pytest.raises(OSError, match="too many files open to connect"):
+        client.cluster()
+    daemon.release(1)
+    assert list(results) == [1]
 
 
 def test_a_closed_client_says_so(daemon: FakeDaemon) -> None:
