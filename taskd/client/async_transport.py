@@ -200,7 +200,7 @@ class AsyncTransport:
                     raise
             await asyncio.sleep(deadline.pause_s(delay_s))
 
-    async def _open(self, call: Call, deadline: Deadline = ENDLESS) -> AsyncStream:
+    async def _open(self, call: Call) -> AsyncStream:
         if self._is_closed:
             raise ValueError("the client is closed")
         if call.is_repeatable:
