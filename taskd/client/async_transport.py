@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from taskd.client.call import (
     ANSWER_S,
     CALLS_MAX,
+    CLOSED,
     ENDLESS,
     ERROR_BYTES_MAX,
     FINISH_S,
@@ -75,17 +76,23 @@ class AsyncStream:
         self._response = response
         self._parts = deque(parts)
         self._release = release
+        self._is_cut_off = False
         self._settle()
 
     async def read(self) -> bytes:
-        """The next part of the body; empty at its end. Raises ConnectionLost."""
+        """The next part of the body; empty at its end. Raises ConnectionLost, and ValueError where the client was
+        closed before the end."""
         while not self._parts:
+            if self._is_cut_off:
+                raise ValueError(CLOSED)
             if self._connection is None:
                 return b""
             try:
                 self._parts.extend(await self._connection.receive(self._response))
-            except BaseException:
+            except BaseException as error:
                 self.close()
+                if self._is_cut_off and isinstance(error, ConnectionLost):
+                    raise ValueError(CLOSED) from None
                 raise
             self._settle()
         return self._parts.popleft()
@@ -106,7 +113,7 @@ class AsyncStream:
             async with asyncio.timeout(FINISH_S):
                 while await self.read():
                     pass
-        except (TimeoutError, NoDaemon, ProtocolError):
+        except (TimeoutError, NoDaemon, ProtocolError, ValueError):
             self.close()
 
     def close(self) -> None:
@@ -114,6 +121,11 @@ class AsyncStream:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def cut_off(self) -> None:
+        """Stop reading: the client is closed."""
+        self._is_cut_off = self._connection is not None
+        self.close()
 
     def _settle(self) -> None:
         if self._response.is_complete and self._connection is not None:
@@ -178,7 +190,7 @@ class AsyncTransport:
         for connection in idle:
             connection.close()
         for stream in list(self._streams):
-            stream.close()
+            stream.cut_off()
 
     async def _with_patience(
         self, call: Call, deadline: Deadline, attempt: Callable[[Call], Awaitable[Answer]]
@@ -202,7 +214,7 @@ class AsyncTransport:
 
     async def _open(self, call: Call) -> AsyncStream:
         if self._is_closed:
-            raise ValueError("the client is closed")
+            raise ValueError(CLOSED)
         if call.is_repeatable:
             # A kept connection may have ended meanwhile without our seeing it: that costs nothing but the next one.
             while self._idle:
@@ -228,6 +240,8 @@ class AsyncTransport:
         self._has_answered = True
         stream = AsyncStream(connection, response, parts, self._keep)
         self._streams.add(stream)
+        if self._is_closed:  # Meanwhile.
+            stream.cut_off()
         if response.status >= 400:
             try:
                 raise error_from(response.status, await _start_of(stream, call.timeout_s))

@@ -23,6 +23,8 @@ ANSWER_S = 1.0  # For what a daemon answers at once, where the caller's own time
 RECEIVED_S = 0.001  # Enough to read what has come already.
 STEP_S_MAX = 86_400.0  # Of one wait for a socket, which cannot wait for ages; whoever waits longer waits again.
 
+CLOSED = "the client is closed"  # The ValueError of whoever uses it still.
+
 # Refusals that pass by themselves: leadership changes hands, a relay broke off.
 _PASSING = frozenset({"no_leader", "unavailable"})
 _TOO_MANY = "rate_limited"

@@ -9,9 +9,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from taskd.client.call import (
+    CLOSED,
     ENDLESS,
     ERROR_BYTES_MAX,
     FINISH_S,
@@ -45,6 +47,9 @@ class Stream:
         self._reader = reader
         self._parts = deque(parts)
         self._release = release
+        self._lock = threading.Lock()  # of the two that follow: one thread may read while another closes the client
+        self._is_reading = False
+        self._is_cut_off = False
         self._settle()
 
     @property
@@ -57,23 +62,29 @@ class Stream:
 
     def fileno(self) -> int:
         """For select and poll; only of use while `has_data` is false."""
-        assert self._connection is not None
-        return self._connection.fileno()
+        connection = self._connection
+        if connection is None:
+            raise ValueError(CLOSED)
+        return connection.fileno()
 
     def read(self, timeout_s: float | None = None) -> bytes:
-        """The next part of the body; empty at its end. Raises TimeoutError after `timeout_s` without one, and
-        ConnectionLost."""
+        """The next part of the body; empty at its end. Raises TimeoutError after `timeout_s` without one,
+        ConnectionLost, and ValueError where the client was closed before the end."""
         while not self._parts:
-            if self._connection is None:
+            connection = self._begin_to_read()
+            if connection is None:
                 return b""
-            self._connection.settimeout(timeout_s)
             try:
-                self._parts.extend(_receive(self._connection, self._reader))
+                self._parts.extend(_receive(connection, self._reader, timeout_s))
             except TimeoutError:
                 raise
-            except BaseException:
+            except BaseException as error:
                 self.close()
+                if self._is_cut_off and isinstance(error, ConnectionLost):
+                    raise ValueError(CLOSED) from None
                 raise
+            finally:
+                self._end_to_read()
             self._settle()
         return self._parts.popleft()
 
@@ -89,7 +100,7 @@ class Stream:
         try:
             while self.read(FINISH_S):
                 pass
-        except (TimeoutError, NoDaemon, ProtocolError):
+        except (TimeoutError, NoDaemon, ProtocolError, ValueError):
             self.close()
 
     def close(self) -> None:
@@ -97,6 +108,18 @@ class Stream:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def cut_off(self) -> None:
+        """Stop reading, also where another thread reads just now: the client is closed."""
+        with self._lock:
+            connection = self._connection
+            if connection is None:
+                return
+            self._is_cut_off = True
+            with suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # Wakes who reads. TLS's own would get in its way.
+            if not self._is_reading:  # Else a new connection could get the number that is being read from.
+                self.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -106,6 +129,20 @@ class Stream:
 
     def __del__(self) -> None:
         self.close()  # An iterator over results that was never begun has nobody else to do it.
+
+    def _begin_to_read(self) -> socket.socket | None:
+        """What to read from; None at the end of the body. Raises ValueError where the client is closed."""
+        with self._lock:
+            if self._is_cut_off and not (self._reader.is_complete and self._reader.is_reusable):
+                raise ValueError(CLOSED)  # A body that ends with its connection is not known to be whole.
+            self._is_reading = self._connection is not None
+            return self._connection
+
+    def _end_to_read(self) -> None:
+        with self._lock:
+            self._is_reading = False
+            if self._is_cut_off:
+                self.close()
 
     def _settle(self) -> None:
         if self._reader.is_complete and self._connection is not None:
@@ -176,7 +213,7 @@ class Transport:
         for connection in idle:
             connection.close()
         for stream in streams:
-            stream.close()
+            stream.cut_off()
 
     def __enter__(self) -> Transport:
         return self
@@ -206,7 +243,7 @@ class Transport:
 
     def _open(self, call: Call, deadline: Deadline = ENDLESS) -> Stream:
         if self._is_closed:
-            raise ValueError("the client is closed")
+            raise ValueError(CLOSED)
         if call.is_repeatable:
             # A kept connection may have ended meanwhile without our seeing it: that costs nothing but the next one.
             while (kept := self._take()) is not None:
@@ -230,7 +267,7 @@ class Transport:
             except OSError:
                 pass  # A daemon that refuses a body may stop reading it: its answer says why.
             while not reader.status:
-                parts += _receive(connection, reader)
+                parts += _receive(connection, reader, call.timeout_s)
         except BaseException:
             connection.close()
             raise
@@ -238,6 +275,9 @@ class Transport:
         stream = Stream(connection, reader, parts, self._keep)
         with self._lock:
             self._streams.add(stream)
+            is_closed = self._is_closed
+        if is_closed:  # Meanwhile.
+            stream.cut_off()
         if reader.status >= 400:
             with stream:
                 raise error_from(reader.status, _start_of(stream, call.timeout_s))
@@ -297,9 +337,10 @@ def connect_s(call: Call) -> float:
     return TIMEOUT_S if call.timeout_s is None else min(call.timeout_s, TIMEOUT_S)
 
 
-def _receive(connection: socket.socket, reader: ResponseReader) -> list[bytes]:
+def _receive(connection: socket.socket, reader: ResponseReader, timeout_s: float | None) -> list[bytes]:
     """Wait for bytes and read them. Raises TimeoutError, ConnectionLost, ProtocolError."""
     try:
+        connection.settimeout(timeout_s)
         data = connection.recv(READ_BYTES)
     except TimeoutError:
         raise

@@ -253,6 +253,17 @@ async def test_without_patience_trouble_is_told_at_once(daemon: FakeDaemon) -> N
         await client.submit("echo")
 
 
+async def test_who_reads_while_the_client_is_closed_is_told(client: AsyncClient, daemon: FakeDaemon) -> None:
+    follow = (await client.submit_command("hold")).follow()
+    await asyncio.to_thread(daemon.write, "one")
+    assert (await anext(follow)).data == b"one"
+    reading = asyncio.ensure_future(anext(follow))
+    await asyncio.sleep(0)
+    await client.close()
+    with pytest.raises(ValueError, match="the client is closed"):
+        await reading
+
+
 async def test_no_daemon_is_said_at_once(tmp_path: Path) -> None:
     async with AsyncClient(tmp_path / "none.sock") as client:
         with pytest.raises(NoDaemon, match="taskd start"):

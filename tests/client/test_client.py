@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -492,6 +492,40 @@ def test_a_closed_client_says_so(daemon: FakeDaemon) -> None:
         client.submit("echo")
     with pytest.raises(ValueError, match="closed"):
         next(results)
+
+
+def test_who_reads_while_the_client_is_closed_is_told(daemon: FakeDaemon) -> None:
+    client = Client(daemon.path)
+    follow = client.submit_command("hold").follow()
+    daemon.write("one")
+    assert next(follow).data == b"one"
+    waiting = client.submit("hold")
+    told: list[str] = []
+
+    def read(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except ValueError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=read, args=(work,)) for work in (lambda: list(follow), waiting.result)]
+    for thread in threads:
+        thread.start()
+    daemon.wait_for(lambda: "POST /v1/tasks/wait" in daemon.requests)
+    client.close()
+    for thread in threads:
+        thread.join(20)
+    assert told == ["the client is closed"] * 2
+
+
+def test_output_that_nobody_reads_just_now_is_not_whole_either(daemon: FakeDaemon) -> None:
+    client = Client(daemon.path)
+    follow = client.submit_command("hold").follow()
+    daemon.write("one")
+    assert next(follow).data == b"one"
+    client.close()
+    with pytest.raises(ValueError, match="the client is closed"):
+        next(follow)
 
 
 def test_a_forked_child_does_not_use_its_parents_connection(client: Client, daemon: FakeDaemon) -> None:
