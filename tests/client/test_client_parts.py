@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from taskd.client.call import Deadline, Patience, error_from, is_worth_repeating
+from taskd.client.call import ANSWER_S, ENDLESS, Call, Deadline, Patience, error_from, is_worth_repeating
 from taskd.client.errors import ApiError, ConnectionLost, NoDaemon, ProtocolError
 from taskd.client.ids import new_id
 from taskd.client.lines import LINE_BYTES_MAX, LineSplitter
@@ -118,6 +118,21 @@ def test_deadlines() -> None:
     assert 0 < left <= 60
     with pytest.raises(TimeoutError):
         Deadline(0).left_s()
+
+
+def test_a_deadline_bounds_the_silence_of_a_call() -> None:
+    call = Call("GET", "/", timeout_s=30.0)
+    assert ENDLESS.bounded(call) is call
+    assert Deadline(60).bounded(call) is call
+    assert Deadline(-1).bounded(call).timeout_s == ANSWER_S
+    for unbounded in (call, call._replace(timeout_s=None)):
+        timeout_s = Deadline(5).bounded(unbounded).timeout_s
+        assert timeout_s is not None
+        assert timeout_s <= 5
+    assert Deadline(5).pause_s(60.0) <= 5
+    assert ENDLESS.pause_s(60.0) == 60.0
+    with pytest.raises(TimeoutError):
+        Deadline(0).pause_s(0.1)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": "x"}', b'{"detail": 1}'])
