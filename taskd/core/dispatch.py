@@ -7,12 +7,13 @@ from math import inf
 from taskd.core.effects import Send
 from taskd.core.ledger import Ledger
 from taskd.core.outbox import Outbox
-from taskd.core.placement import misplaced, place
+from taskd.core.placement import RECALL_WAITED_S, misplaced, place
 from taskd.core.roster import Roster, Worker
 from taskd.core.settings import SchedulerSettings
 from taskd.core.task import Task
 from taskd.protocol.messages import Assignment, Recall, Run, Term
 
+STUCK_EVERY_S = RECALL_WAITED_S  # Between two looks for what waits at a worker for long.
 RUN_BYTES_MAX = 1 << 20  # Of specs in one Run message: far below a frame, so that no worker waits long for the first.
 
 

@@ -15,30 +15,31 @@ from taskd.core.events import RowsRead
 from taskd.core.ledger import Ledger
 from taskd.core.outbox import Continue, Outbox
 from taskd.core.reads import Reads
+from taskd.core.settings import SchedulerSettings
 from taskd.core.stats import Stats
 from taskd.core.task import Outcome, Task, TaskState
-from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot, TaskRow
+from taskd.protocol.messages import AttemptEnded, AttemptKey, Dot
 
 CallOff = Callable[[int, Task, AttemptKey], None]
 Acknowledge = Callable[[int, list[AttemptKey]], None]
 IsComplete = Callable[[float], bool]  # at a monotonic time
 TakeAgain = Callable[[int, list[AttemptEnded], float], None]
-IsOld = Callable[[TaskRow, float], bool]  # at a monotonic time
 
 
 class LateResults:
     """The leader's dealing with them."""
 
     def __init__(
-        self, ledger: Ledger, outbox: Outbox, reads: Reads, stats: Stats, take_again: TakeAgain, is_old: IsOld
-    ) -> None:
-        """`is_old`: whether a finished task may be purged at any moment."""
+        self, ledger: Ledger, outbox: Outbox, reads: Reads, stats: Stats, take_again: TakeAgain,
+        settings: SchedulerSettings, utc: Callable[[float], float],
+    ) -> None:  # fmt: skip
+        self.settings = settings
         self._ledger = ledger
         self._outbox = outbox
         self._reads = reads
         self._stats = stats
         self._take_again = take_again
-        self._is_old = is_old
+        self._utc = utc
         self._is_over = False
 
     def close(self) -> None:
@@ -108,7 +109,7 @@ class LateResults:
                 if not (is_known and is_known_still) or self._outbox.is_outdated(task_id, row):
                     continue  # We cannot judge it; or it changes right now, and the worker sends the result again.
                 # Otherwise it was purged, or is about to be, and nothing is left to write down.
-                if row is not None and not self._is_old(row, now):
+                if row is not None and not self.settings.may_be_purged(row.finished_s, self._utc(now)):
                     task = ended_tasks.setdefault(task_id, Task.from_row(row))
                     self._ledger.note_late(task, ended, sender)
                 done.append(ended.key)

@@ -14,13 +14,12 @@ from taskd.core import events as ev
 from taskd.core.adoption import Adoption
 from taskd.core.backlog import Backlog
 from taskd.core.deadlines import Deadlines, earliest
-from taskd.core.dispatch import Dispatch
+from taskd.core.dispatch import STUCK_EVERY_S, Dispatch
 from taskd.core.effects import AnnounceNode, Effect, Log, ReadOld, Reply, Send
 from taskd.core.late import LateResults
 from taskd.core.ledger import Ledger
 from taskd.core.nodes import KnownNodes
 from taskd.core.outbox import Outbox
-from taskd.core.placement import RECALL_WAITED_S
 from taskd.core.reads import Reads
 from taskd.core.roster import Roster, Worker
 from taskd.core.settings import SchedulerSettings
@@ -31,8 +30,6 @@ from taskd.errors import NoLeader, NotFound, Overloaded
 from taskd.protocol import messages as msg
 
 AWAIT_WORKERS_S = 2.0  # A new leader waits so long for connected workers to say what they run already.
-PURGE_S = 60.0
-PURGE_MIN_S = 1.0  # Where finished tasks are kept for seconds only.
 
 
 class Leader:
@@ -64,7 +61,7 @@ class Leader:
         self._write_worker = nodes.write_worker
         self.adoption = Adoption(self.ledger, self.roster, outbox, utc)
         self._shelf = Shelf(self.ledger, outbox, reads, utc, self._changed)
-        self._late = LateResults(self.ledger, outbox, reads, stats, self._take_again, self._is_old)
+        self._late = LateResults(self.ledger, outbox, reads, stats, self._take_again, settings, utc)
         self._dispatch = Dispatch(term, self.ledger, self.roster, outbox)
         self._grace: Deadlines[int] = Deadlines()  # by worker: its open attempts are lost then
         self._timers: Deadlines[str] = Deadlines()
@@ -94,8 +91,8 @@ class Leader:
         for node_id, node in self._connected.items():
             if "worker" in node.roles:
                 self._await(node_id, now)
-        self._timers.set("purge", now + self._purge_wait_s)
-        self._timers.set("stuck", now + RECALL_WAITED_S)
+        self._timers.set("purge", now + self.settings.purge_wait_s)
+        self._timers.set("stuck", now + STUCK_EVERY_S)
         self._unplaced = True
 
     def close(self) -> None:
@@ -313,15 +310,14 @@ class Leader:
 
     def on_settings_changed(self, settings: SchedulerSettings) -> None:
         """The operator has changed what may be changed while running."""
-        self.settings = settings
+        self.settings = self._late.settings = settings
         self.ledger.queue.ask_all_again()
         self._unplaced = True
 
     # -- What other leaders have decided -------------------------------------------------------------------------------
 
     def merged(self, now: float) -> None:
-        """Another scheduler has given us everything that we lacked: judge what workers run for it, and wait for those
-        that are not here as after a restart."""
+        """Another scheduler has given us everything that we lacked: judge what workers run for it, or will bring."""
         for worker in self.roster:
             self._sort_out(worker, tuple(worker.foreign), now)
             if worker.assigned and not worker.is_here and self._grace.get(worker.node_id) is None:
@@ -367,9 +363,8 @@ class Leader:
                 self._awaited.clear()
                 self._unplaced = True
             elif timer == "stuck":
-                self._timers.set("stuck", now + RECALL_WAITED_S)
-                if not self.is_stopping:
-                    self._dispatch.recall_stuck(self.utc(now))
+                self._timers.set("stuck", now + STUCK_EVERY_S)
+                self._dispatch.recall_stuck(self.utc(now))
             else:
                 self._purge(now)
         for node_id in self._grace.pop_due(now):
@@ -377,18 +372,9 @@ class Leader:
             self._log("warning", "worker given up", worker=worker.name, open=len(worker.assigned))
             self._lose_all(worker, "its worker is gone", "worker_lost", now)
 
-    @property
-    def _purge_wait_s(self) -> float:
-        return min(PURGE_S, max(PURGE_MIN_S, self.settings.finished_age_max_s / 10))
-
-    def _is_old(self, row: msg.TaskRow, now: float) -> bool:
-        """Whether a finished task may be removed at any moment, and nothing is to be written about it any more."""
-        age_max_s = self.settings.finished_age_max_s
-        return bool(age_max_s) and row.finished_s <= self.utc(now) - age_max_s
-
     def _purge(self, now: float) -> None:
         """Have finished tasks removed that are old enough."""
-        self._timers.set("purge", now + self._purge_wait_s)
+        self._timers.set("purge", now + self.settings.purge_wait_s)
         if not self.settings.finished_age_max_s or self.is_merging():
             return
 

@@ -6,6 +6,7 @@ For what is known of millions of tasks that are on the disk alone: a dict of ids
 from __future__ import annotations
 
 from bisect import bisect_right
+from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from operator import lt
 
@@ -148,3 +149,33 @@ class PackedSet:
             else:
                 high = middle
         return low * width
+
+
+def take_first(
+    sets: dict[tuple[int, str], PackedSet], count_max: int, bound: tuple[int, bytes] | None
+) -> dict[bytes, int]:
+    """Take the entries out that go first, of several sets: by the number that a set's key begins with, then by entry.
+    At most so many, and none after `bound`; in order, each with its number. Sets that get empty are removed. Takes time
+    in proportion to the number of sets."""
+    if len(sets) == 1 and bound is None:
+        ((key, only),) = sets.items()
+        taken = dict.fromkeys(only.take(count_max), key[0])
+        if not len(only):
+            del sets[key]
+        return taken
+    taken = {}
+    heads = [((key[0], each.first() or b""), key) for key, each in sets.items()]
+    heapify(heads)
+    while heads and len(taken) < count_max:
+        rank, key = heads[0]
+        if bound is not None and rank > bound:
+            break
+        (entry,) = sets[key].take(1)
+        taken[entry] = rank[0]
+        following = sets[key].first()
+        if following is None:
+            del sets[key]
+            heappop(heads)
+        else:
+            heapreplace(heads, ((rank[0], following), key))
+    return taken

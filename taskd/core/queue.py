@@ -14,11 +14,11 @@ Age is when a task was submitted, then its id: an entry of both says it in an or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from heapq import heapify, heappop, heappush, heapreplace, nsmallest
+from heapq import heapify, heappop, heappush, nsmallest
 
 from taskd.core.backlog import ENTRY_BYTES, due_of, entry_of
 from taskd.core.constraints import Constraint, parse
-from taskd.core.packed import PackedSet
+from taskd.core.packed import PackedSet, take_first
 from taskd.core.task import Task, TaskSpec
 
 Rank = tuple[int, bytes]  # (-priority, entry): smaller goes first.
@@ -161,39 +161,13 @@ class Shape:
     def next_page(self, count_max: int) -> list[bytes]:
         """The entries of tasks that are to be read, for `arrived`; none where the next ones were in memory yet."""
         bound = self._first_spilled() if self._spilled else None
-        self._coming = self._take_cold(min(max(1, self._window // 2), count_max), bound)
+        self._coming = take_first(self._cold, min(max(1, self._window // 2), count_max), bound)
         if not self._coming:
             self._come_back()
             return []
         first, minus_priority = next(iter(self._coming.items()))
         self._limit = (minus_priority, first)
         return list(self._coming)
-
-    def _take_cold(self, count_max: int, bound: Rank | None) -> dict[bytes, int]:
-        """At most so many entries that go first, and before `bound`, with their -priority, in order."""
-        if len(self._cold) == 1 and bound is None:
-            ((group, cold),) = self._cold.items()
-            taken = dict.fromkeys(cold.take(count_max), group[0])
-            if not len(cold):
-                del self._cold[group]
-            return taken
-        taken = {}
-        heads = [((group[0], cold.first() or b""), group) for group, cold in self._cold.items()]
-        heapify(heads)
-        while heads and len(taken) < count_max:
-            rank, group = heads[0]
-            if bound is not None and rank > bound:
-                break
-            cold = self._cold[group]
-            (entry,) = cold.take(1)
-            taken[entry] = rank[0]
-            following = cold.first()
-            if following is None:
-                del self._cold[group]
-                heappop(heads)
-            else:
-                heapreplace(heads, ((rank[0], following), group))
-        return taken
 
     def arrived(self, page: list[bytes], tasks: list[Task]) -> list[Task]:
         """A page was read; returns those of its tasks that are wanted still."""
