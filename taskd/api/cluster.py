@@ -20,13 +20,13 @@ from taskd.api.cluster_types import (
     Pointer,
     Ready,
 )
-from taskd.api.ids import id_text
 from taskd.api.parameters import Flag, Words
 from taskd.api.selection import find_ids
 from taskd.api.service import ApiRequest, ApiResponse, Service
 from taskd.api.streams import close_stream
 from taskd.api.types import DrainRequest
 from taskd.errors import Ambiguous, InvalidRequest, NotFound, TaskdError
+from taskd.protocol.messages import id_text
 from taskd.version import VERSION
 
 LEADER_TIMEOUT_S = 2.0  # People wait for this answer, and it is of use without the leader's word too.

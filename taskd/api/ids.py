@@ -21,12 +21,6 @@ _LOW_BITS = (1 << 62) - 1  # Of the second half of an id, below the variant.
 _INDEX_BITS = 17  # Of a place in a submission; the 57 bits of the key's digest above it keep keys apart.
 
 
-def id_text(task_id: bytes) -> str:
-    """A task's id as a UUID."""
-    digits = task_id.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
 def parse_id(text: str) -> bytes | None:
     """The 16 bytes of a UUID, with its hyphens or without; None where the text is none."""
     if len(text) == 36 and all(text[place] == "-" for place in _HYPHENS):

@@ -15,7 +15,6 @@ import msgspec
 from msgspec import Struct
 
 from taskd.api.bodies import LINES, encode, error_line
-from taskd.api.ids import id_text
 from taskd.api.parameters import Choice, Flag, Whole
 from taskd.api.selection import find_row
 from taskd.api.service import ApiRequest, ApiResponse, Service
@@ -23,6 +22,7 @@ from taskd.api.streams import close_stream
 from taskd.api.types import OutputPart
 from taskd.core.task import Attempt, Outcome, TaskState, deciding_attempt, decode_record, decode_report
 from taskd.errors import InvalidRequest, NotFound, TaskdError, Unavailable
+from taskd.protocol.messages import id_text
 
 StreamName = Literal["stdout", "stderr"]
 

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Iterable
 
 from msgspec.structs import replace
 
-from taskd.api.ids import id_text, parse_id
+from taskd.api.ids import parse_id
 from taskd.api.service import ApiRequest, Service
 from taskd.api.types import Selection
 from taskd.core.task import TaskState, decode_spec
 from taskd.errors import Ambiguous, Forbidden, InvalidRequest, NotFound, TooLarge
-from taskd.protocol.messages import TaskRow
+from taskd.protocol.messages import TaskRow, id_text
 from taskd.store.base import Query
 
 IDS_MAX = 100_000  # Of one request.

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from taskd.api.bodies import LINES, answer, decode
-from taskd.api.ids import KeyedIds, RequestIds, id_text
+from taskd.api.ids import KeyedIds, RequestIds
 from taskd.api.parameters import Flag, Line, Span, Whole, Words
 from taskd.api.selection import (
     ROWS_AT_ONCE,
@@ -29,7 +29,7 @@ from taskd.api.waiting import WAIT_S_MAX, accepted_lines, accepted_with_results
 from taskd.core.events import NewTask
 from taskd.core.task import FINAL, TaskState, decode_record, decode_spec, encode
 from taskd.errors import Conflict, InvalidRequest, TaskdError, TooLarge
-from taskd.protocol.messages import TaskRow
+from taskd.protocol.messages import TaskRow, id_text
 from taskd.store.base import Query
 
 PLAN_MAX = 1000  # Tasks of one dry run: its answer is many times its request.

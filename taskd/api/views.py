@@ -8,7 +8,6 @@ from typing import Any, cast
 import msgspec
 
 from taskd.api.bodies import encode
-from taskd.api.ids import id_text
 from taskd.api.service import Service
 from taskd.api.types import AttemptView, BackoffRequest, ErrorView, HttpTarget, TaskDetail, TaskResult, TaskView
 from taskd.core.effects import Change
@@ -27,7 +26,7 @@ from taskd.core.task import (
     decode_report,
     decode_spec,
 )
-from taskd.protocol.messages import TaskRow
+from taskd.protocol.messages import TaskRow, id_text
 
 COMMAND_CHARS_MAX = 200
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from taskd.api.bodies import LINES, decode, encode, encode_lines, error_line
-from taskd.api.ids import id_text, parse_id
+from taskd.api.ids import parse_id
 from taskd.api.parameters import Span
 from taskd.api.selection import ROWS_AT_ONCE, find_ids, find_row
 from taskd.api.service import ApiRequest, ApiResponse, Service, Watch
@@ -19,6 +19,7 @@ from taskd.api.views import result_of_change, result_of_row
 from taskd.core.effects import Change
 from taskd.core.task import TaskState
 from taskd.errors import InvalidRequest, NotFound, Stopping, TooLarge
+from taskd.protocol.messages import id_text
 
 WAIT_S_MAX = 86400.0
 # A wait longer than this begins its answer at once, so that nobody on the way takes the silence for a dead connection.

@@ -241,7 +241,7 @@ class Transport:
                     self.on_trouble(error)
                 time.sleep(deadline.pause_s(delay_s))
 
-    def _open(self, call: Call, deadline: Deadline = ENDLESS) -> Stream:
+    def _open(self, call: Call) -> Stream:
         if self._is_closed:
             raise ValueError(CLOSED)
         if call.is_repeatable:

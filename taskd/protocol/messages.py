@@ -39,6 +39,12 @@ class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, 
 # -- Values ------------------------------------------------------------------------------------------------------------
 
 
+def id_text(task_id: bytes) -> str:
+    """A task's id as people write it: a UUID."""
+    digits = task_id.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
 class Term(Part, frozen=True):
     """One reign of one leader. Higher epoch is greater; then the lower node id; `boot` makes it unrepeatable."""
 
@@ -61,9 +67,8 @@ class AttemptKey(Part, frozen=True):
 
     @property
     def task_text(self) -> str:
-        """The task's id as people write it: a UUID."""
-        digits = self.task_id.hex()
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        """The task's id as people write it."""
+        return id_text(self.task_id)
 
     @property
     def fence(self) -> str:

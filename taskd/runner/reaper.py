@@ -2,8 +2,8 @@
 
 The daemon makes itself the sub-reaper of its descendants: a process whose parent dies becomes the daemon's child,
 even after a double fork and a session of its own. Such a *stray* is told from the children that the daemon started
-itself by the list of those (`own`), and traced to its attempt by TASKD_FENCE in its environment. No
-stray shares the daemon's own session: every task begins a new one, and nobody can join a session later.
+itself by the list of those (`own`), and traced to its attempt by TASKD_FENCE in its environment. No stray shares the
+daemon's own session: every task begins a new one, and nobody can join a session later.
 
 One that has emptied its environment goes with the attempt in whose private directory it stands, and where it has left
 that too, with the last one to end of those that ran when it was first seen: one of them has started it, and none of

@@ -10,7 +10,6 @@ import msgspec
 
 from taskd.api.cluster_types import ClusterView, EventView, HandlerView, NodeView, Ready, SchedulerView
 from taskd.api.dispatch import dispatch
-from taskd.api.ids import id_text
 from taskd.api.service import (
     ApiRequest,
     ApiResponse,
@@ -26,7 +25,7 @@ from taskd.core.effects import Change
 from taskd.core.events import NewTask
 from taskd.core.task import Attempt, Outcome, Record, Report, TaskState, decode_record, decode_spec, encode
 from taskd.errors import InvalidRequest, NoLeader, NotFound, Stopping, TaskdError
-from taskd.protocol.messages import TaskRow, Term
+from taskd.protocol.messages import TaskRow, Term, id_text
 from taskd.store.base import Query
 
 NOW_S = 1_800_000_000.0

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskd.api.ids import KEY_WINDOW_MS, KEY_WINDOWS, id_text
+from taskd.api.ids import KEY_WINDOW_MS, KEY_WINDOWS
 from taskd.api.service import HandlerDefaults
 from taskd.api.submission import ARGUMENT_BYTES_MAX, ARGUMENTS_BYTES_MAX, TASKS_MAX
 from taskd.core.task import PARAMS_BYTES_MAX, Backoff, HttpCall, TaskSpec, decode_spec
 from taskd.errors import Overloaded
+from taskd.protocol.messages import id_text
 from tests.api.fakes import ALICE, BOB, NOW_S, FakeService, raw_id
 
 HOUR = 3600.0

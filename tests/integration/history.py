@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskd.api.ids import id_text
 from taskd.core.task import Outcome, Task, TaskState, decode_report
-from taskd.protocol.messages import TaskRow
+from taskd.protocol.messages import TaskRow, id_text
 from taskd.store.schema import open_reader
 from tests.integration.cluster import Daemon, UnixConnection
 
